@@ -1,0 +1,1 @@
+"""The restoration methods that ship with sembench, found through entry points."""

@@ -1,0 +1,61 @@
+"""The command line: one module a group of commands; words only, the work is done elsewhere."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from sembench.commands import data, doctor, images, listing, phantom, run
+
+app = typer.Typer(
+    name="sembench",
+    help="The open benchmark for restoring scanning electron micrographs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sembench import __version__
+
+        typer.echo(f"sembench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Restore micrographs, score restorations, publish results that others can verify."""
+
+
+app.command("run")(run.run)
+app.command("list")(listing.list_plugins)
+app.command("restore")(images.restore)
+app.command("degrade")(images.degrade)
+app.command("phantom")(phantom.phantom)
+app.add_typer(data.data_app, name="data")
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Run the command line; an error is one line on stderr and the exit code of its kind."""
+    from sembench.errors import SembenchError
+
+    debug = "--debug" in sys.argv[1:]
+    try:
+        app()
+    except SembenchError as error:
+        if debug:
+            raise
+        print(f"sembench: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("sembench: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,96 @@
+"""What a run will do: its rows (restorer and settings), its cases, its metrics, its folder."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sembench.errors import InputError, UnavailableError
+from sembench.protocol import CasePlan, Protocol
+from sembench.registry import METRICS, find_method, plugin, resolve_settings, suggestion
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a restorer with resolved settings."""
+
+    name: str
+    target: str
+    kind: str
+    settings: dict[str, Any]
+    row_id: str
+
+
+def split_settings(assignments: Iterable[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`[name.]key=value` strings as settings per restorer; without a name they go to the only restorer there is."""
+    settings: dict[str, dict[str, str]] = {name: {} for name in names}
+    for assignment in assignments:
+        left, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set {assignment}: write [name.]key=value")
+        name, dot, field = left.rpartition(".")
+        if not dot:
+            if len(names) != 1:
+                raise InputError(f"--set {assignment}: say which restorer, as in {names[0]}.{assignment}")
+            name = names[0]
+        if name not in settings:
+            raise InputError(f"--set {assignment}: no restorer {name!r} in this run: {suggestion(name, names)}")
+        settings[name][field] = value
+    return settings
+
+
+def plan_rows(
+    targets: Sequence[str], assignments: Iterable[str], protocol: Protocol, *, skip_unavailable: bool = False
+) -> tuple[list[Row], list[str]]:
+    """The rows of a run and the notices about rows that were left out.
+
+    Raises InputError for an unknown name or setting, UnavailableError for an unmet need unless skipped.
+    """
+    methods = [find_method(target) for target in targets]
+    names = [method.name for method in methods]
+    doubled = {name for name in names if names.count(name) > 1}
+    if doubled:
+        raise InputError(f"restorer {sorted(doubled)[0]!r} is named twice: name each once")
+    given = split_settings(assignments, names)
+    rows, notices = [], []
+    for target, method in zip(targets, methods, strict=True):
+        settings = resolve_settings(method, given[method.name], protocol.degradation_name)
+        needs = method.cls.needs(settings)
+        if needs:
+            if not skip_unavailable:
+                raise UnavailableError(f"restorer {method.name!r} is unavailable: {needs[0]}; or give --skip-unavailable")
+            notices.append(f"{method.name} is left out: {needs[0]}")
+            continue
+        plain = settings.model_dump(mode="json")
+        identity = [method.name, method.cls.version, plain, method.source_sha256]
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        rows.append(Row(method.name, target, method.cls.kind, plain, f"{method.name}-{digest[:8]}"))
+    if not rows:
+        raise UnavailableError("no restorer of this run is available: see `sembench doctor`")
+    return rows, notices
+
+
+def run_digest(protocol: Protocol, cases: CasePlan) -> str:
+    """Identity of a run folder: the protocol and every image it uses, whatever the limit or the restorers."""
+    return hashlib.sha256(f"{protocol.digest}:{cases.digest}".encode()).hexdigest()
+
+
+def default_folder(protocol: Protocol, cases: CasePlan) -> Path:
+    """runs/<protocol>-<data>-<digest8>."""
+    return Path("runs") / f"{protocol.name}-{cases.data}-{run_digest(protocol, cases)[:8]}"
+
+
+def available_metrics(protocol: Protocol) -> tuple[list[str], list[str]]:
+    """The metrics that can be computed here, and a notice for each that cannot."""
+    names, notices = [], []
+    for name in protocol.metrics.names:
+        spec = plugin(METRICS, name).load()
+        needs = spec.needs()
+        if needs:
+            notices.append(f"metric {name} is left out: {needs[0]}")
+        else:
+            names.append(name)
+    return names, notices
+

@@ -1,0 +1,91 @@
+"""The records of a run: one JSON line a (row, case), appended and synced, so that nothing computed is lost."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sembench.errors import InputError, WriteError
+
+Record = dict[str, Any]
+Key = tuple[str, str]
+
+
+def key(record: Record) -> Key:
+    """What a record is about: its row and its case."""
+    return record["row"], record["case"]
+
+
+class Records:
+    """The records file of one run or shard; the last record of a key counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._by_key: dict[Key, Record] = {}
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+        for number, line in enumerate(whole.splitlines(), 1):
+            try:
+                record = json.loads(line)
+                self._by_key[key(record)] = record
+            except (ValueError, KeyError, TypeError) as error:
+                raise InputError(
+                    f"{self.path}: line {number} is not a record ({type(error).__name__}): "
+                    "remove that line to redo its case, or start over with --fresh"
+                ) from error
+
+    def __contains__(self, wanted: Key) -> bool:
+        return wanted in self._by_key
+
+    def get(self, wanted: Key) -> Record | None:
+        """The record of (row, case), if there is one."""
+        return self._by_key.get(wanted)
+
+    def all(self) -> list[Record]:
+        """Every record, the newest of each key, in order of first appearance."""
+        return list(self._by_key.values())
+
+    def append(self, record: Record) -> None:
+        """Append one record and sync it to the disk; a line that does not fit is taken back (WriteError)."""
+        line = (json.dumps(record, sort_keys=True) + "\n").encode()
+        descriptor = None
+        try:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            before = os.fstat(descriptor).st_size
+            try:
+                if os.write(descriptor, line) != len(line):
+                    raise OSError(28, "no space left on the device")
+                os.fsync(descriptor)
+            except OSError:
+                os.ftruncate(descriptor, before)
+                raise
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be written ({error.strerror}): make room and run again to resume") from error
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+        self._by_key[key(record)] = record
+
+
+def pending(records: Records, rows: Iterable[str], cases: Iterable[str], *, retry_failed: bool = False) -> dict[str, list[str]]:
+    """For each case the rows that have no record yet, or a failed one that is to be retried."""
+    rows = list(rows)
+    todo: dict[str, list[str]] = {}
+    for case in cases:
+        missing = []
+        for row in rows:
+            record = records.get((row, case))
+            if record is None or (retry_failed and record["status"] == "failed"):
+                missing.append(row)
+        if missing:
+            todo[case] = missing
+    return todo

@@ -1,0 +1,164 @@
+"""What a worker process does: make a case, restore it, check the result, score it, store it."""
+
+import hashlib
+import os
+import random
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sembench import micrograph
+from sembench.errors import InputError, WriteError
+from sembench.execution.plan import Row
+from sembench.execution.records import Record
+from sembench.metrics import perceptual
+from sembench.metrics.table import MetricCase, MetricSpec, evaluate
+from sembench.optics import generator
+from sembench.protocol import Case, CaseSpec, Protocol, make_case
+from sembench.registry import METRICS, load_method, plugin
+from sembench.restorer import Image, Truth, check_image
+
+STORE_FAILED = "store_failed"
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every task of a run shares, handed to each worker once."""
+
+    protocol: Protocol
+    metrics: tuple[str, ...]
+    weights: Mapping[str, Path]
+    run_folder: Path
+
+
+_job: Job
+
+
+def start(job: Job, quiet: bool = True) -> None:
+    """Prepare this process: one thread, no output from plugins, weights at hand."""
+    global _job
+    _job = job
+    if quiet:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
+    perceptual.use_weights(dict(job.weights))
+
+
+@lru_cache(maxsize=1)
+def _case(spec: CaseSpec) -> tuple[Case, MetricCase, str, str]:
+    case = make_case(_job.protocol, spec)
+    scoring = MetricCase(
+        reference=case.reference,
+        degraded=case.degraded,
+        degradation=case.degradation,
+        margin=_job.protocol.margin,
+    )
+    return case, scoring, _sha256(case.reference), _sha256(case.degraded)
+
+
+@lru_cache(maxsize=64)
+def _method(target: str, settings: tuple[tuple[str, Any], ...]) -> Any:
+    return load_method(target, dict(settings))
+
+
+@lru_cache(maxsize=1)
+def _metrics(names: tuple[str, ...]) -> tuple[MetricSpec, ...]:
+    return tuple(plugin(METRICS, name).load() for name in names)
+
+
+def _sha256(image: Image) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def _seed_everything(row: Row, case: Case) -> None:
+    """Plugins that use a global random stream get the same one whatever ran before."""
+    words = generator(_job.protocol.seed, case.case_id, f"restore:{row.row_id}").integers(0, 2**32, 4)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))  # noqa: NPY002
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(int(words[2]))
+
+
+def restore(row: Row, case: Case) -> Image:
+    """The restored image of one case on the grid; InputError where the method breaks its contract."""
+    method = _method(row.target, tuple(sorted(row.settings.items())))
+    check_image(case.degraded)
+    image = case.degraded.copy()
+    image.setflags(write=False)
+    _seed_everything(row, case)
+    if row.kind == "control":
+        restored = method.restore(image, Truth(case.reference, case.degradation))
+    else:
+        restored = method.restore(image)
+    if not np.array_equal(image, case.degraded):
+        raise InputError(f"{row.name} changed its input image: work on a copy")
+    if not isinstance(restored, np.ndarray):
+        raise InputError(f"{row.name} returned {type(restored).__name__}, not an array")
+    if restored.shape != case.degraded.shape:
+        raise InputError(f"{row.name} returned shape {restored.shape} for an image of shape {case.degraded.shape}")
+    if restored.dtype.kind not in "fiu":
+        raise InputError(f"{row.name} returned values of type {restored.dtype}, not real numbers")
+    broken = int(np.count_nonzero(~np.isfinite(restored)))
+    if broken:
+        raise InputError(f"{row.name} returned {broken} values that are not finite (NaN or infinite)")
+    return micrograph.to_grid(restored)
+
+
+def solve(row: Row, spec: CaseSpec) -> Record:
+    """One record: the restored image stored and scored, or the reason why not."""
+    record: Record = {
+        "schema": 1,
+        "row": row.row_id,
+        "restorer": row.name,
+        "kind": row.kind,
+        "case": spec.case_id,
+        "group": spec.group,
+        "status": "ok",
+    }
+    clock = [time.perf_counter()]
+    try:
+        case, scoring, reference_sha256, degraded_sha256 = _case(spec)
+        clock.append(time.perf_counter())
+        restored = restore(row, case)
+        clock.append(time.perf_counter())
+        scores = evaluate(_metrics(_job.metrics), restored, scoring)
+        clock.append(time.perf_counter())
+    except Exception as error:
+        record.update(failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
+        return record
+    path = Path("restored") / row.row_id / f"{spec.case_id}.png"
+    try:
+        image_sha256 = micrograph.write_grid_png(_job.run_folder / path, restored)
+    except WriteError as error:
+        record.update(status=STORE_FAILED, reason=str(error))
+        return record
+    clock.append(time.perf_counter())
+    record.update(
+        metrics=scores.values,
+        undefined=scores.reasons,
+        reference_sha256=reference_sha256,
+        input_sha256=degraded_sha256,
+        image=path.as_posix(),
+        image_sha256=image_sha256,
+        seconds=dict(
+            zip(("case", "restore", "score", "store"), (b - a for a, b in zip(clock, clock[1:], strict=False)), strict=True)
+        ),
+        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    )
+    return record
+
+
+def failure(reason: str, trace: str = "") -> Record:
+    """The part of a record that says why a case failed."""
+    return {"status": "failed", "reason": " ".join(reason.split())[:500], "traceback": trace[-2000:]}

@@ -1,0 +1,147 @@
+"""From records to tables: cases.csv, summary.csv and the rows of the summary, always remade."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sembench.execution.plan import Row
+from sembench.execution.records import Record
+from sembench.metrics.table import MetricSpec
+from sembench.micrograph import write_atomically
+from sembench.statistics import Interval, mean_interval
+
+CASE_COLUMNS = ("restorer", "settings", "case", "group", "status")
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One restorer's line: how many cases it solved and failed, and for each metric the mean with its interval."""
+
+    row: Row
+    solved: int
+    failed: int
+    metrics: dict[str, Interval | None]
+    undefined: dict[str, int]
+    seconds: float | None
+
+
+def summarise(rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[str]) -> list[SummaryRow]:
+    """The summary of each row; a metric without a single value has no interval."""
+    by_row: dict[str, list[Record]] = {row.row_id: [] for row in rows}
+    for record in records:
+        by_row[record["row"]].append(record)
+    summary = []
+    for row in rows:
+        solved = [record for record in by_row[row.row_id] if record["status"] == "ok"]
+        intervals: dict[str, Interval | None] = {}
+        undefined: dict[str, int] = {}
+        for name in metrics:
+            valued = [record for record in solved if record["metrics"].get(name) is not None]
+            undefined[name] = len(solved) - len(valued)
+            intervals[name] = (
+                mean_interval([r["metrics"][name] for r in valued], [r["group"] for r in valued]) if valued else None
+            )
+        times = sorted(record["seconds"]["restore"] for record in solved)
+        seconds = times[len(times) // 2] if times else None
+        failed = len(by_row[row.row_id]) - len(solved)
+        summary.append(SummaryRow(row, len(solved), failed, intervals, undefined, seconds))
+    return summary
+
+
+def ordered(summary: Sequence[SummaryRow], primary: MetricSpec) -> list[SummaryRow]:
+    """Restorers by the primary metric, best first, then the controls likewise; what has no value comes last."""
+
+    def place(line: SummaryRow) -> tuple[bool, bool, float]:
+        interval = line.metrics.get(primary.name)
+        value = 0.0 if interval is None else interval.mean
+        return line.row.kind == "control", interval is None, -value if primary.better == "higher" else value
+
+    return sorted(summary, key=place)
+
+
+def as_json(summary: Sequence[SummaryRow], folder: Path) -> dict[str, Any]:
+    """The summary as plain values: {run, rows: [{restorer, kind, settings, metrics: {name: {mean, low, high, n, failed}}}]}."""
+    return {
+        "run": str(folder),
+        "rows": [
+            {
+                "restorer": line.row.name,
+                "kind": line.row.kind,
+                "settings": line.row.settings,
+                "solved": line.solved,
+                "failed": line.failed,
+                "seconds_median": line.seconds,
+                "metrics": {
+                    name: {
+                        "mean": interval.mean if interval else None,
+                        "low": interval.low if interval else None,
+                        "high": interval.high if interval else None,
+                        "n": interval.n if interval else 0,
+                        "groups": interval.groups if interval else 0,
+                        "interval": interval.method if interval else "no value",
+                        "failed": line.failed + line.undefined[name],
+                    }
+                    for name, interval in line.metrics.items()
+                },
+            }
+            for line in summary
+        ],
+    }
+
+
+def _settings_text(settings: dict[str, Any]) -> str:
+    return json.dumps(settings, sort_keys=True, separators=(",", ":"))
+
+
+def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(lines)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _full(value: float | None) -> str:
+    return "" if value is None else repr(float(value))
+
+
+def write_cases(path: Path, rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[str]) -> None:
+    """cases.csv: one row a restorer and case, full precision, then gray-level digests, seconds and the reason."""
+    settings = {row.row_id: _settings_text(row.settings) for row in rows}
+    header = [*CASE_COLUMNS, *metrics, "restore_seconds", "image_sha256", "reason"]
+    lines = [
+        [
+            record["restorer"],
+            settings[record["row"]],
+            record["case"],
+            record["group"],
+            record["status"],
+            *(_full(record.get("metrics", {}).get(name)) for name in metrics),
+            _full(record.get("seconds", {}).get("restore")),
+            record.get("image_sha256", ""),
+            record.get("reason", ""),
+        ]
+        for record in records
+    ]
+    _write_csv(path, header, lines)
+
+
+def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[str]) -> None:
+    """summary.csv: one row a restorer, each metric with mean, low, high and n, full precision."""
+    parts = ("mean", "low", "high", "n")
+    header = ["restorer", "kind", "settings", "solved", "failed", *(f"{name}_{part}" for name in metrics for part in parts)]
+    lines = []
+    for line in summary:
+        cells: list[Any] = [line.row.name, line.row.kind, _settings_text(line.row.settings), line.solved, line.failed]
+        for name in metrics:
+            interval = line.metrics[name]
+            if interval is None:
+                cells += ["", "", "", 0]
+            else:
+                cells += [_full(interval.mean), _full(interval.low), _full(interval.high), interval.n]
+        lines.append(cells)
+    _write_csv(path, header, lines)

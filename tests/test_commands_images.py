@@ -1,0 +1,300 @@
+"""`degrade` and `restore` on small files: what is written, printed and refused, against the library called directly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from sembench import micrograph as mg
+from sembench import optics
+from sembench.commands.images import degrade, restore
+from sembench.errors import CasesFailed, InputError, UnavailableError, WriteError
+
+APP = typer.Typer()
+APP.command()(degrade)
+APP.command()(restore)
+
+SETTINGS = {"rx": 2.0, "ry": 3.0, "beta": 1.95, "theta": 0.3, "a": 1.05, "b": 9.0, "sigma": 4.0, "dose": 5.0}
+
+METHODS = '''
+import numpy as np
+from pydantic import Field
+
+from sembench.errors import InputError
+from sembench.restorer import Control, Need, Restorer
+
+
+class Brighter(Restorer):
+    """Adds a constant."""
+
+    class Settings(Restorer.Settings):
+        by: float = Field(10.0, ge=0, le=500, description="gray levels added")
+
+    def restore(self, image, /):
+        assert not image.flags.writeable and image.dtype == np.float32
+        return image + np.float32(self.settings.by)
+
+
+class Faulty(Restorer):
+    """Fails on bright images."""
+
+    def restore(self, image, /):
+        if image.mean() > 200:
+            raise RuntimeError("too\\nbright")
+        return image
+
+
+class Nan(Restorer):
+    """Gives NaN."""
+
+    def restore(self, image, /):
+        return image * np.float32(np.nan)
+
+
+class Shrinks(Restorer):
+    """Gives a smaller image."""
+
+    def restore(self, image, /):
+        return image[1:]
+
+
+class Refuses(Restorer):
+    """Refuses what it is given."""
+
+    def restore(self, image, /):
+        raise InputError("image is too plain: give another")
+
+
+class Missing(Restorer):
+    """Needs what is not there."""
+
+    @classmethod
+    def needs(cls, settings):
+        return [Need("weights", "not downloaded", "run fetch")]
+
+
+class Truthful(Control):
+    """Is told the truth."""
+'''
+
+
+@pytest.fixture
+def clean(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(5)
+    path = tmp_path / "clean.tif"
+    mg.write(path, mg.to_grid(rng.uniform(20, 190, (60, 72))), (4.5, 4.5))
+    return path
+
+
+@pytest.fixture
+def methods(tmp_path: Path) -> Path:
+    path = tmp_path / "methods.py"
+    path.write_text(METHODS)
+    return path
+
+
+def run(*arguments: object) -> Any:
+    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
+
+
+def succeed(*arguments: object) -> Any:
+    result = run(*arguments)
+    if result.exception is not None:
+        raise result.exception
+    return result
+
+
+def refuse(kind: type[Exception], *arguments: object) -> str:
+    result = run(*arguments)
+    assert type(result.exception) is kind, result.output
+    text = str(result.exception)
+    assert "\n" not in text
+    return text
+
+
+def fixed_options() -> list[str]:
+    return [part for name, value in SETTINGS.items() for part in (f"--{name}", str(value))]
+
+
+# degrade
+
+
+def test_degrade_is_the_forward_model(clean: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out" / "d.tif"
+    small = ["--rx", 2.5, "--ry", 1.5]
+    record = json.loads(succeed("degrade", clean, "-o", output, "--seed", 7, *small, "--json").stdout)
+    expected, parameters = optics.degrade_case(mg.read(clean).pixels, 7, "clean", {"rx": 2.5, "ry": 1.5})
+    written = mg.read(output)
+    np.testing.assert_array_equal(written.pixels, expected)
+    assert written.pixel_size_nm == (4.5, 4.5)
+    assert {name: record[name] for name in optics.RANGES} == parameters.as_dict()
+    assert (record["seed"], record["image_id"], record["output"]) == (7, "clean", str(output))
+
+
+def test_degrade_by_id_and_seed(clean: Path, tmp_path: Path) -> None:
+    def pixels(name: str, *options: object) -> np.ndarray:
+        succeed("degrade", clean, "-o", tmp_path / name, "--rx", 2, "--ry", 2, *options)
+        return np.load(tmp_path / name)
+
+    first = pixels("a.npy", "--seed", 1, "--image-id", "field-1")
+    assert first.dtype == np.float32
+    np.testing.assert_array_equal(first, pixels("b.npy", "--seed", 1, "--image-id", "field-1"))
+    assert not np.array_equal(first, pixels("c.npy", "--seed", 2, "--image-id", "field-1"))
+    assert not np.array_equal(first, pixels("d.npy", "--seed", 1, "--image-id", "field-2"))
+
+
+def test_degrade_every_parameter_fixed_and_no_noise(clean: Path, tmp_path: Path) -> None:
+    output = tmp_path / "d.npy"
+    record = json.loads(succeed("degrade", clean, "-o", output, *fixed_options(), "--no-noise", "--json").stdout)
+    assert {name: record[name] for name in SETTINGS} == SETTINGS
+    assert record["noise"] is False
+    expected = optics.degrade(mg.read(clean).pixels, optics.Degradation(**SETTINGS), None)
+    np.testing.assert_array_equal(np.load(output), expected)
+
+
+def test_degrade_png_is_rounded_and_the_lost_pixel_size_told(clean: Path, tmp_path: Path) -> None:
+    result = succeed("degrade", clean, "-o", tmp_path / "d.png", *fixed_options(), "--no-noise")
+    expected = optics.degrade(mg.read(clean).pixels, optics.Degradation(**SETTINGS), None)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "d.png")), np.rint(expected))
+    assert "does not keep the pixel size" in result.stderr
+    assert "dose" in result.stdout
+
+
+def test_degrade_range_and_crop(tmp_path: Path) -> None:
+    values = (np.arange(60 * 64, dtype=np.uint16).reshape(60, 64)) % 4096
+    Image.fromarray(values).save(tmp_path / "raw.png")
+    output = tmp_path / "d.npy"
+    options = ["--range", "0,4095", "--crop-bottom", "auto", *fixed_options(), "--no-noise"]
+    succeed("degrade", tmp_path / "raw.png", "-o", output, *options)
+    clean = mg.to_grid(values[:56] * (255 / 4095))
+    np.testing.assert_allclose(
+        np.load(output), optics.degrade(clean, optics.Degradation(**SETTINGS), None), rtol=0, atol=1e-4
+    )
+
+
+def test_degrade_refuses(clean: Path, tmp_path: Path) -> None:
+    assert ".tif, .npy or .png" in refuse(InputError, "degrade", clean, "-o", tmp_path / "d.jpg")
+    assert "overwrite" in refuse(InputError, "degrade", clean, "-o", clean)
+    assert "no such file" in refuse(InputError, "degrade", tmp_path / "x.png", "-o", tmp_path / "d.tif")
+    small = refuse(InputError, "degrade", clean, "-o", tmp_path / "d.tif", "--rx", 30)
+    assert small.startswith(f"{clean}: ")
+    assert "too small" in small
+    assert "above 0" in refuse(InputError, "degrade", clean, "-o", tmp_path / "d.tif", "--rx", 0)
+    assert "for example" in refuse(InputError, "degrade", clean, "-o", tmp_path / "d.tif", "--range", "9")
+    (tmp_path / "file").touch()
+    refuse(WriteError, "degrade", clean, "-o", tmp_path / "file" / "d.tif", *fixed_options())
+    assert run("degrade", clean, "-o", tmp_path / "d.tif", "--seed", -1).exit_code == 2
+
+
+# restore
+
+
+def test_restore_one_image(clean: Path, methods: Path, tmp_path: Path) -> None:
+    output, picture = tmp_path / "r.tif", tmp_path / "p.png"
+    arguments = ["--restorer", f"{methods}:Brighter", "-o", output, "--set", "by=100", "--picture", picture, "--json"]
+    record = json.loads(succeed("restore", clean, *arguments).stdout)
+    before = mg.read(clean).pixels
+    written = mg.read(output)
+    np.testing.assert_array_equal(written.pixels, np.minimum(before + 100, 255))
+    assert written.pixel_size_nm == (4.5, 4.5)
+    assert record["settings"] == {"by": "100"}
+    (image,) = record["images"]
+    assert (image["image"], image["output"], image["status"]) == (str(clean), str(output), "restored")
+    assert image["pixel_size_nm"] == [4.5, 4.5]
+    both = np.asarray(Image.open(picture))
+    np.testing.assert_array_equal(both[:, :72], np.rint(before))
+    np.testing.assert_array_equal(both[:, -72:], np.rint(np.minimum(before + 100, 255)))
+    assert (both[:, 72:-72] == 255).all()
+
+
+def test_restore_crops_and_takes_a_range(methods: Path, tmp_path: Path) -> None:
+    values = np.full((100, 64), 819, np.uint16)
+    Image.fromarray(values).save(tmp_path / "raw.png")
+    arguments = ["--restorer", f"{methods}:Brighter", "-o", tmp_path / "out", "--crop-bottom", "0.2"]
+    succeed("restore", tmp_path / "raw.png", *arguments, "--range", "0,4095", "--set", "by=0")
+    np.testing.assert_array_equal(mg.read(tmp_path / "out" / "raw.tif").pixels, np.full((80, 64), 51.0))
+
+
+def test_restore_folder_goes_on_after_a_failure(methods: Path, tmp_path: Path) -> None:
+    folder, output = tmp_path / "in", tmp_path / "out"
+    for name, level in (("a", 10), ("b", 250), ("c", 30)):
+        mg.write(folder / f"{name}.png", np.full((40, 40), float(level)))
+    mg.write(folder / "d.tif", np.full((20, 20), 9.0))
+    (folder / "e.png").write_text("no image")
+    arguments = ["restore", folder, "--restorer", f"{methods}:Faulty", "-o", output, "--picture", tmp_path / "pictures"]
+    result = run(*arguments, "--json")
+    assert isinstance(result.exception, CasesFailed)
+    assert str(result.exception).startswith("3 of 5 images failed, first: ")
+    records = {Path(record["image"]).name: record for record in json.loads(result.stdout)["images"]}
+    failed = {name: record["reason"] for name, record in records.items() if record["status"] == "failed"}
+    assert sorted(failed) == ["b.png", "d.tif", "e.png"]
+    assert "RuntimeError: too bright" in failed["b.png"]
+    assert "20 x 20 px is too small" in failed["d.tif"]
+    assert "not a PNG" in failed["e.png"]
+    assert all(reason in result.stderr for reason in failed.values())
+    assert sorted(path.name for path in output.iterdir()) == ["a.tif", "c.tif"]
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a.png", "c.png"]
+    assert isinstance(run(*arguments).exception, CasesFailed)
+
+
+def test_restore_folder_without_failure(methods: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        mg.write(tmp_path / "in" / f"{name}.png", np.full((40, 40), 7.0))
+    result = succeed("restore", tmp_path / "in", "--restorer", f"{methods}:Brighter", "-o", tmp_path / "out")
+    assert "restored" in result.stdout
+    assert np.all(mg.read(tmp_path / "out" / "b.tif").pixels == 17)
+
+
+def test_restore_by_entry_point_name(clean: Path, tmp_path: Path) -> None:
+    succeed("restore", clean, "--restorer", "input", "-o", tmp_path / "r.npy")
+    np.testing.assert_array_equal(np.load(tmp_path / "r.npy"), mg.read(clean).pixels)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "text"),
+    [
+        ("Truthful", InputError, "is a control"),
+        ("Missing", UnavailableError, "run fetch"),
+        ("Nan", CasesFailed, "not finite"),
+        ("Shrinks", CasesFailed, "result of shape (59, 72)"),
+        ("Refuses", InputError, "clean.tif: image is too plain"),
+        ("Absent", InputError, "Absent"),
+    ],
+)
+def test_wrong_restorers(
+    clean: Path, methods: Path, tmp_path: Path, name: str, kind: type[Exception], text: str
+) -> None:
+    output = tmp_path / "r.tif"
+    assert text in refuse(kind, "restore", clean, "--restorer", f"{methods}:{name}", "-o", output)
+    assert not output.exists()
+
+
+def test_restore_refuses(clean: Path, methods: Path, tmp_path: Path) -> None:
+    brighter = ["--restorer", f"{methods}:Brighter"]
+    output = tmp_path / "r.tif"
+    assert "KEY=VALUE" in refuse(InputError, "restore", clean, *brighter, "-o", output, "--set", "by")
+    assert "has no setting" in refuse(InputError, "restore", clean, *brighter, "-o", output, "--set", "bye=3")
+    assert "overwrite" in refuse(InputError, "restore", clean, *brighter, "-o", clean)
+    assert "overwrite" in refuse(InputError, "restore", clean, *brighter, "-o", tmp_path)
+    assert "ending in" in refuse(InputError, "restore", clean, *brighter, "-o", tmp_path / "r.gif")
+    picture = ["-o", output, "--picture", tmp_path / "p.jpg"]
+    assert "a picture is a PNG" in refuse(InputError, "restore", clean, *brighter, *picture)
+    small = tmp_path / "small.png"
+    mg.write(small, np.zeros((31, 60)))
+    text = refuse(InputError, "restore", small, *brighter, "-o", output)
+    assert text.startswith(f"{small}: ")
+    assert "32 px" in text
+    assert "no such file" in refuse(InputError, "restore", tmp_path / "none", *brighter, "-o", output)
+    (tmp_path / "empty").mkdir()
+    assert "no image" in refuse(InputError, "restore", tmp_path / "empty", *brighter, "-o", tmp_path / "out")
+    assert "a folder with -o" in refuse(InputError, "restore", tmp_path / "empty", *brighter, "-o", clean)
+    for name in ("same.png", "same.tif"):
+        mg.write(tmp_path / "twins" / name, np.zeros((40, 40)))
+    assert "same.png" in refuse(InputError, "restore", tmp_path / "twins", *brighter, "-o", tmp_path / "out")
+    (tmp_path / "file").touch()
+    refuse(WriteError, "restore", clean, *brighter, "-o", tmp_path / "file" / "r.tif")
