@@ -27,9 +27,7 @@ def symmetric_extension(image: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.pad(image.astype(np.float64), ((0, height - 2), (0, width - 2)), mode="reflect")
 
 
-def kernel_transfer(
-    kernel: NDArray[np.float64], shape: tuple[int, int]
-) -> NDArray[np.complex128]:
+def kernel_transfer(kernel: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.complex128]:
     """The transfer function of a centred odd kernel on the half-plane grid of `rfft2` for the periodic (H, W).
 
     A kernel larger than the grid is wrapped onto it, as periodic convolution has it.
@@ -60,7 +58,9 @@ def ideal_wiener(image: NDArray[np.floating], reference: NDArray[np.floating], t
     error = np.abs(fft.fft2(observed - truth.b - fft.irfft2(transfer * fft.rfft2(clean), s=clean.shape))) ** 2
     smoothed = gaussian_filter(error / clean.size, 3, mode="wrap")[:, : signal.shape[1]]
     noise = np.maximum(model_noise, smoothed)
-    restored = fft.irfft2(np.conj(transfer) * signal / (np.abs(transfer) ** 2 * signal + noise) * spectrum, s=clean.shape)
+    restored = fft.irfft2(
+        np.conj(transfer) * signal / (np.abs(transfer) ** 2 * signal + noise) * spectrum, s=clean.shape
+    )
     height, width = image.shape
     return np.clip(restored[:height, :width] + mean, 0.0, 255.0).astype(np.float32)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INK = "#1b1f24"
 SOFT = "#6b7480"
 ACCENT = "#0b6e99"
-COLUMNS = 5
+MOST_COLUMNS = 6
 
 
 def _figure(width: float, height: float) -> "Figure":
@@ -54,11 +54,11 @@ def panel(path: Path, title: str, images: Mapping[str, Image], captions: Mapping
     low, high = np.percentile(reference, (0.3, 99.7))
     side = max(16, min(reference.shape) // 5)
     top, left = zoom_window(reference, side)
-    columns = min(COLUMNS, len(images))
-    rows = -(-len(images) // columns)
-    figure = _figure(2.75 * columns, 4.55 * rows + 0.4)
+    rows = -(-len(images) // MOST_COLUMNS)
+    columns = -(-len(images) // rows)
+    figure = _figure(2.3 * columns, 5.1 * rows + 0.4)
     figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
-    grid = figure.subplots(2 * rows, columns, squeeze=False, height_ratios=[1.0, 0.62] * rows)
+    grid = figure.subplots(2 * rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for index, (name, image) in enumerate(images.items()):

@@ -34,6 +34,7 @@ TABLE_STEPS = 64
 CONTOUR_ANGLES = 128
 CONTOUR_TABLE = 1024
 EDGES_AT_ONCE = 8
+SHARP = 1e-6
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def with_pixel_size(scene: Scene, pixel_size_nm: float) -> Scene:
     return replace(scene, truth={**scene.truth, "pixel_size_nm": pixel_size_nm, **lengths})
 
 
-def palasantzas_psd(frequency: "NDArray[np.float64]", sigma: float, xi: float, hurst: float) -> "NDArray[np.float64]":
+def palasantzas_psd(frequency: "NDArray[np.floating]", sigma: float, xi: float, hurst: float) -> "NDArray[np.floating]":
     """Two-sided power spectral density (px^3) of a rough edge at frequencies in cycles/px; its integral is sigma^2.
 
     sigma, xi: rms amplitude and correlation length (px); hurst: roughness exponent. Source: Palasantzas, 1993.
@@ -74,7 +75,7 @@ def rough_edge(rng: np.random.Generator, rows: int, sigma: float, xi: float, hur
     Synthesised on a circle four times longer than the edge, so that the edge itself is not periodic.
     """
     samples = 4 * rows * SUBPIXELS
-    frequency = np.fft.rfftfreq(samples, 1 / SUBPIXELS)
+    frequency = np.arange(samples // 2 + 1) * (SUBPIXELS / samples)
     normals = rng.standard_normal((2, frequency.size))
     phasor = (normals[0] + 1j * normals[1]) / math.sqrt(2)
     phasor[[0, -1]] = normals[0, [0, -1]]
@@ -99,7 +100,7 @@ def edge_integral(
     """The integral of `edge_profile` from far outside up to u, in px."""
     step, decay = _blurred_step(u, edge_sigma, rim_length)
     bell = np.zeros_like(u)
-    if edge_sigma > 0:
+    if edge_sigma >= SHARP:
         bell = edge_sigma * np.exp(-0.5 * (u / edge_sigma) ** 2) / math.sqrt(2 * math.pi)
     return u * step + bell + rim * rim_length * (step - decay)
 
@@ -108,7 +109,7 @@ def _blurred_step(
     u: "NDArray[np.float64]", sigma: float, length: float
 ) -> "tuple[NDArray[np.float64], NDArray[np.float64]]":
     """The unit step, and the step times exp(-u / length), both convolved with a Gaussian of sigma."""
-    if sigma == 0:
+    if sigma < SHARP:
         step = (u > 0) + 0.5 * (u == 0)
         return step, step * np.exp(-np.maximum(u, 0) / length)
     inside = np.maximum(u, -8 * sigma)
@@ -396,7 +397,9 @@ def contacts(
                 "radii_px": radii[::every].tolist(),
             }
         )
-    seen = [one for one in drawn if _touches(one["x_px"], one["y_px"], max(one["radii_px"]), height, width)]
+    seen = [
+        one for one in drawn if _touches(one["x_px"], one["y_px"], max(one["radii_px"]) + 5 * edge_sigma, height, width)
+    ]
     complete = [one for one in seen if one["complete"]]
     diameters = np.array([one["diameter_px"] for one in complete])
     roughness = np.array([one["roughness_px"] for one in complete])
@@ -492,7 +495,7 @@ def particles(
     for number, (x, y, radius) in enumerate(discs.tolist()):
         _paint_disc(canvas, x, y, radius, shading, low, high)
         above = discs[number + 1 :]
-        if _touches(x, y, radius, height, width):
+        if _touches(x, y, radius + 5 * edge_sigma, height, width):
             drawn.append(
                 {
                     "x_px": x,
@@ -543,8 +546,8 @@ def _place_discs(
 
 
 def _paint_disc(canvas: _Canvas, x: float, y: float, radius: float, shading: float, low: float, high: float) -> None:
-    shadow = 0.3 * radius if shading > 0 else 0.0
-    rows, columns = canvas.window(x, y, radius + 3 * shadow + 1, radius + 3 * shadow + 1)
+    shadow = 0.7 * radius if shading > 0 else 0.0
+    rows, columns = canvas.window(x, y, radius + shadow + 1, radius + shadow + 1)
     across = canvas.x[columns] - np.float32(x)
     down = canvas.y[rows] - np.float32(y)
     distance = np.float32(radius) - np.sqrt(across**2 + (down**2)[:, None])
@@ -562,7 +565,7 @@ def _paint_round(
 ) -> None:
     """Paint a sphere or cylinder over a patch in place: its shadow first, then its body, bright at the limb."""
     if shading > 0:
-        patch *= 1 - np.float32(0.5 * shading) * np.exp(np.minimum(distance, 0) / np.float32(shadow))
+        patch *= 1 - np.float32(0.5 * shading) * np.clip(1 + distance / np.float32(shadow), 0, 1) ** 2
     depth = 1 - np.clip(distance / np.float32(radius), 0, 1)
     rise = 1 - np.float32(0.6 * shading) * np.sqrt(1 - depth**2)
     patch += _coverage(distance) * (np.float32(low) + np.float32(high - low) * rise - patch)
@@ -743,27 +746,23 @@ def _draw_fibres(
 def _paint_fibre(canvas: _Canvas, fibre: dict[str, Any], shading: float, low: float, high: float) -> None:
     """Paint one fibre in square blocks, those that its shadow cannot reach left out."""
     radius = fibre["diameter_px"] / 2
-    shadow = 0.4 * radius if shading > 0 else 0.0
-    reach = radius + 3 * shadow + 1
-    half = canvas.x.size + canvas.y.size
+    shadow = 0.7 * radius if shading > 0 else 0.0
+    half = canvas.x.size + canvas.y.size + 32 * SUBPIXELS
     along_table = np.arange(-half, half + 2) / SUBPIXELS
     curve, slope = (table.astype(np.float32) for table in _centre_line(fibre, along_table))
     cosine, sine = math.cos(math.radians(fibre["direction_deg"])), math.sin(math.radians(fibre["direction_deg"]))
     block = 16 * SUBPIXELS
-    block_reach = reach + 16 * math.sqrt(0.5)
-    for top in range(0, canvas.y.size, block):
-        for left in range(0, canvas.x.size, block):
-            x = canvas.x[left : left + block] - np.float32(fibre["x_px"])
-            y = canvas.y[top : top + block] - np.float32(fibre["y_px"])
-            middle_x, middle_y = float(x.mean()), float(y.mean())
-            middle = _look_up(curve, np.array((cosine * middle_x + sine * middle_y) * SUBPIXELS + half))
-            if abs(cosine * middle_y - sine * middle_x - middle) > 1.2 * block_reach:
-                continue
-            along = np.float32(cosine) * x + (np.float32(sine) * y)[:, None]
-            across = (np.float32(cosine) * y)[:, None] - np.float32(sine) * x
-            distance = np.float32(radius) - _distance_to_curve(along, across, curve, slope, half)
-            patch = canvas.field[top : top + block, left : left + block]
-            _paint_round(patch, distance, radius, shadow, shading, low, high)
+    reach = 1.1 * (radius + shadow + 1 + 16 * math.sqrt(0.5))
+    x, y = canvas.x - np.float32(fibre["x_px"]), canvas.y - np.float32(fibre["y_px"])
+    middle_x, middle_y = x[::block] + 8, (y[::block] + 8)[:, None]
+    offset = _look_up(curve, (cosine * middle_x + sine * middle_y) * SUBPIXELS + half)
+    near = np.abs(cosine * middle_y - sine * middle_x - offset) < reach
+    for top, left in (np.argwhere(near) * block).tolist():
+        rows, columns = slice(top, top + block), slice(left, left + block)
+        along = np.float32(cosine) * x[columns] + (np.float32(sine) * y[rows])[:, None]
+        across = (np.float32(cosine) * y[rows])[:, None] - np.float32(sine) * x[columns]
+        distance = np.float32(radius) - _distance_to_curve(along, across, curve, slope, half)
+        _paint_round(canvas.field[rows, columns], distance, radius, shadow, shading, low, high)
 
 
 def _centre_line(
@@ -787,8 +786,9 @@ def _distance_to_curve(
 ) -> "NDArray[np.float32]":
     """Distance of points to a gentle curve, tabulated four times a px from -half: one Newton step to the foot point."""
     position = along * np.float32(SUBPIXELS) + np.float32(half)
-    steepness = slope[position.astype(np.int32)]
-    step = (across - _look_up(curve, position)) * steepness / (1 + steepness**2)
+    nearest = (position + np.float32(0.5)).astype(np.int32)
+    steepness = slope[nearest]
+    step = (across - curve[nearest]) * steepness / (1 + steepness**2)
     foot = np.clip(position + step * np.float32(SUBPIXELS), 0, np.float32(curve.size - 2))
     return np.sqrt(step**2 + (across - _look_up(curve, foot)) ** 2)
 
@@ -888,7 +888,7 @@ def _corpus_particles(rng: np.random.Generator, size: int) -> Scene:
         spread=float(rng.uniform(0.05, 0.35)),
         overlapping=overlapping,
         shading=float(rng.uniform(0.5, 0.9)),
-        low=low,
+        low=low + 5,
         high=min(high + 30, 225),
     )
 
@@ -914,12 +914,12 @@ def _corpus_fibres(rng: np.random.Generator, size: int) -> Scene:
         rng,
         height=size,
         width=size,
-        diameter=float(rng.uniform(14, 30)),
-        covered=float(rng.uniform(0.45, 0.7)),
+        diameter=float(rng.uniform(24, 38)),
+        covered=float(rng.uniform(0.35, 0.5)),
         edge_sigma=float(rng.uniform(0.8, 1.2)),
         spread=float(rng.uniform(0.1, 0.4)),
         shading=float(rng.uniform(0.5, 0.9)),
-        low=low - 10,
+        low=low + 5,
         high=min(high + 40, 225),
     )
 

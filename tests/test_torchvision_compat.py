@@ -17,7 +17,7 @@ def _import_in_child() -> str:
     return torchvision.__name__
 
 
-def test_alexnet_can_be_built_after_it_and_after_a_second_call():
+def test_alexnet_can_be_built_after_it_and_after_a_second_call() -> None:
     ensure_torchvision()
     ensure_torchvision()
     from torchvision.models import alexnet
@@ -25,22 +25,22 @@ def test_alexnet_can_be_built_after_it_and_after_a_second_call():
     assert alexnet(weights=None).features[0].weight.shape == (64, 3, 11, 11)
 
 
-def test_works_in_a_spawned_process():
+def test_works_in_a_spawned_process() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(_import_in_child) == "torchvision"
 
 
-def _without_torchvision(monkeypatch):
+def _without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".", 1)[0] == "torchvision"]:
         monkeypatch.delitem(sys.modules, name)
 
 
-def test_only_the_missing_operator_leads_to_a_second_try(monkeypatch):
+def test_only_the_missing_operator_leads_to_a_second_try(monkeypatch: pytest.MonkeyPatch) -> None:
     _without_torchvision(monkeypatch)
-    errors = [RuntimeError("operator torchvision::nms does not exist"), None]
-    declared = []
+    errors: list[RuntimeError | None] = [RuntimeError("operator torchvision::nms does not exist"), None]
+    declared: list[bool] = []
 
-    def fake_import():
+    def fake_import() -> None:
         error = errors.pop(0)
         if error:
             raise error
@@ -52,10 +52,10 @@ def test_only_the_missing_operator_leads_to_a_second_try(monkeypatch):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("libfoo is broken\nmore"), ImportError("No module named torchvision")])
-def test_any_other_failure_is_one_line_with_a_mend(monkeypatch, error):
+def test_any_other_failure_is_one_line_with_a_mend(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     _without_torchvision(monkeypatch)
 
-    def fail():
+    def fail() -> None:
         raise error
 
     monkeypatch.setattr(torchvision_compat, "_import_torchvision", fail)
@@ -66,15 +66,15 @@ def test_any_other_failure_is_one_line_with_a_mend(monkeypatch, error):
     assert str(error).split("\n")[0] in str(raised.value)
 
 
-def test_a_failed_import_leaves_no_half_imported_module(monkeypatch):
+def test_a_failed_import_leaves_no_half_imported_module(monkeypatch: pytest.MonkeyPatch) -> None:
     _without_torchvision(monkeypatch)
 
-    def half(name):
+    def half(name: str) -> None:
         monkeypatch.setitem(sys.modules, "torchvision", object())
         monkeypatch.setitem(sys.modules, "torchvision.ops", object())
         raise RuntimeError("half way")
 
-    monkeypatch.setattr(torchvision_compat.importlib, "import_module", half)
+    monkeypatch.setattr("importlib.import_module", half)
     with pytest.raises(UnavailableError):
         ensure_torchvision()
     assert not [name for name in sys.modules if name.startswith("torchvision")]

@@ -163,9 +163,9 @@ def _draw(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]",
             continue
         images[line.row.name] = read_grid_png(plan.folder / record["image"])
         value = record["metrics"].get(primary_name)
-        captions[line.row.name] = "" if value is None else f"{primary.title} {value:.2f} {primary.unit}".rstrip()
+        captions[line.row.name] = "" if value is None else f"{value:.2f} {primary.unit}".rstrip()
     images["reference"] = case.reference
-    figures.panel(plan.folder / "figures" / "panel.png", f"{where}, case {spec.case_id}", images, captions, case.reference)
+    figures.panel(plan.folder / "figures" / "panel.png", f"{where}, case {spec.case_id}; under each name: {label}", images, captions, case.reference)
 
 
 class _progress:
@@ -241,7 +241,7 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
     specs = {name: plugin(METRICS, name).load() for name in plan.metrics}
     groups = len({spec.group for spec in plan.cases.specs})
     table = Table(
-        title=f"{plan.protocol.title}\n{len(plan.cases.specs)} cases in {groups} groups of {plan.cases.data}",
+        title=f"{plan.protocol.name} v{plan.protocol.version}: {len(plan.cases.specs)} cases in {groups} groups of {plan.cases.data}",
         title_justify="left",
         header_style="bold",
     )

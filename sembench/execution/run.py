@@ -28,7 +28,7 @@ from sembench.micrograph import write_atomically
 from sembench.protocol import CasePlan, CaseSpec, Protocol, load, plan_cases
 
 RUN_SCHEMA = 1
-LIBRARIES = ("numpy", "scipy", "scikit-image", "torch", "torchvision", "lpips", "pyiqa", "bm3d", "pandas", "pydantic")
+LIBRARIES = ("numpy", "scipy", "scikit-image", "imagecodecs", "torch", "torchvision", "lpips", "pyiqa", "bm3d", "bm4d")
 QUEUED_CASES = 2
 """Cases handed to a worker ahead of the one it works on, so that it never waits."""
 

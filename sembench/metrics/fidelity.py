@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from sembench.errors import InputError
 from sembench.metrics.table import MetricCase, MetricSpec, Scored, UndefinedError
 
 Array = NDArray[np.float64]
+Gray = NDArray[np.floating[Any]]
 
 DATA_RANGE = 255.0
 HIGHEST_PSNR = 100.0
@@ -37,7 +39,7 @@ class Moments:
     variance: Array
 
 
-def psnr(reference: Array, restored: Array) -> float:
+def psnr(reference: Gray, restored: Gray) -> float:
     """PSNR in dB of one (H, W) image, gray levels 0..255; 100 at most. Raises InputError naming both shapes.
 
     10 log10(255^2 / MSE), 100 where the MSE is below 255^2 1e-10.
@@ -48,7 +50,7 @@ def psnr(reference: Array, restored: Array) -> float:
     return HIGHEST_PSNR if error < 1e-10 else -10 * math.log10(error)
 
 
-def ssim(reference: Array, restored: Array) -> float:
+def ssim(reference: Gray, restored: Gray) -> float:
     """SSIM of one (H, W) image, gray levels 0..255, at least 11 x 11 px; 1 for equal images.
 
     Gaussian weights of sigma 1.5, K1 0.01, K2 0.03, population covariance, data range 255, mean over the image less
@@ -61,7 +63,7 @@ def ssim(reference: Array, restored: Array) -> float:
     return _similarity(first, second, _moments(first))
 
 
-def match(reference: Array, restored: Array, smooth_reference: Array | None = None) -> Match:
+def match(reference: Gray, restored: Gray, smooth_reference: Array | None = None) -> Match:
     """Gain (> 0) and offset that bring the restored image nearest to the reference, both (H, W).
 
     Least squares between the two images, each smoothed by a Gaussian of sigma 3 px (reflected at the borders). Equal
@@ -83,7 +85,7 @@ def match(reference: Array, restored: Array, smooth_reference: Array | None = No
     return Match(gain, float(target.mean() - gain * smooth.mean()))
 
 
-def apply_match(found: Match, restored: Array) -> Array:
+def apply_match(found: Match, restored: Gray) -> Array:
     """The restored image after gain and offset, float64 (H, W), clipped to the gray levels 0..255 that a display has.
 
     Gain and offset are found without the clipping.
@@ -102,7 +104,7 @@ def matched_image(scored: Scored) -> Array:
     return apply_match(scored.once(matched), scored.inner_restored())
 
 
-def _smooth(image: Array) -> Array:
+def _smooth(image: Gray) -> Array:
     return gaussian_filter(np.asarray(image, np.float64), MATCH_SIGMA, mode="reflect")
 
 
@@ -169,7 +171,7 @@ def _match_offset(scored: Scored) -> float:
     return scored.once(matched).offset
 
 
-def _check_shapes(reference: Array, restored: Array) -> None:
+def _check_shapes(reference: Gray, restored: Gray) -> None:
     if np.shape(reference) != np.shape(restored) or np.ndim(reference) != 2:
         shapes = f"{np.shape(reference)} and {np.shape(restored)}"
         raise InputError(f"reference and restored image must be (H, W) of one shape, not {shapes}")

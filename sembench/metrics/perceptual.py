@@ -107,9 +107,13 @@ def niqe(image: "NDArray[np.floating[Any]]", parameters: Path | str) -> float:
     return value
 
 
+def _pyiqa_is_installed() -> bool:
+    return importlib.util.find_spec("pyiqa") is not None
+
+
 @lru_cache(maxsize=1)
 def _niqe_metric(parameters: str) -> Any:
-    if importlib.util.find_spec("pyiqa") is None:
+    if not _pyiqa_is_installed():
         raise UnavailableError(f"NIQE needs {_PYIQA}")
     ensure_torchvision()
     import pyiqa
@@ -185,7 +189,7 @@ def _lpips_needs() -> list[str]:
 
 
 def _niqe_needs() -> list[str]:
-    extra = [] if importlib.util.find_spec("pyiqa") else [_PYIQA]
+    extra = [] if _pyiqa_is_installed() else [_PYIQA]
     return extra + _missing_weight(NIQE_PARAMETERS)
 
 
