@@ -75,7 +75,7 @@ class Bins(NamedTuple):
 
     fx: Vector
     fy: Vector
-    count: Vector
+    size: Vector
     wanted: NDArray[np.bool_]
     group: NDArray[np.intp]
 
@@ -90,14 +90,18 @@ def aperture_transfer(rho: NDArray[np.floating]) -> NDArray[np.floating]:
     return (2 / np.pi) * (np.arccos(inside) - inside * np.sqrt(1 - inside * inside))
 
 
-def cutoff_ratio(fx: Vector, fy: Vector, rx: float, ry: float, theta: float) -> Vector:
+def cutoff_ratio(
+    fx: NDArray[np.floating], fy: NDArray[np.floating], rx: float, ry: float, theta: float
+) -> NDArray[np.floating]:
     """Frequency (cycles/px) over an elliptical kernel's cut-off: hypot(rx fx', ry fy'), f' turned by theta (rad)."""
     along = math.cos(theta) * fx + math.sin(theta) * fy
     across = -math.sin(theta) * fx + math.cos(theta) * fy
     return np.hypot(rx * along, ry * across)
 
 
-def scene_spectrum(fx: Vector, fy: Vector, estimate: KernelEstimate) -> Vector:
+def scene_spectrum(
+    fx: NDArray[np.floating], fy: NDArray[np.floating], estimate: KernelEstimate
+) -> NDArray[np.floating]:
     """Power spectrum of the scene before blur (gray levels^2) at frequencies in cycles/px."""
     square = fx * fx + fy * fy
     log_frequency = -0.5 * np.log(square + SOFTENING)
@@ -107,7 +111,7 @@ def scene_spectrum(fx: Vector, fy: Vector, estimate: KernelEstimate) -> Vector:
     return estimate.amplitude * np.exp(exponent)
 
 
-def noise_spectrum(fx: Vector, estimate: KernelEstimate) -> Vector:
+def noise_spectrum(fx: NDArray[np.floating], estimate: KernelEstimate) -> NDArray[np.floating]:
     """Power spectrum of noise correlated along the fast axis x (gray levels^2) at frequencies in cycles/px."""
     rolled = np.exp(-((2 * np.pi * estimate.noise_correlation * fx) ** 2))
     return estimate.noise * (rolled + WHITE_SHARE)
@@ -122,7 +126,7 @@ def periodogram(image: NDArray[np.floating]) -> Vector:
 
 def _half_plane(shape: tuple[int, int]) -> tuple[Vector, Vector, NDArray[np.bool_]]:
     fy, fx = np.meshgrid(fft.fftfreq(shape[0]), fft.rfftfreq(shape[1]), indexing="ij")
-    mirrored = ((fx == 0) | (fx == 0.5)) & (fy < 0)
+    mirrored = ((fx == 0) | (fx == 0.5)) & (fy < 0) & (fy > -0.5)
     return fx, fy, ~mirrored & (np.hypot(fx, fy) >= 1.5 / min(shape))
 
 
@@ -158,7 +162,7 @@ def coarse_bins(shape: tuple[int, int]) -> Bins:
 
 def bin_means(power: Vector, bins: Bins) -> Vector:
     """Mean of the periodogram over each group of bins (gray levels^2), that of the grid's rounding added."""
-    return np.bincount(bins.group, power[bins.wanted]) / bins.count + ROUNDING_POWER
+    return np.bincount(bins.group, power[bins.wanted]) / bins.size + ROUNDING_POWER
 
 
 class _Likelihood:
@@ -170,8 +174,8 @@ class _Likelihood:
 
     def __init__(self, power: Vector, bins: Bins) -> None:
         self.power = power
-        self.weight = bins.count / bins.count.sum()
-        self.precision = PRECISION / bins.count.sum()
+        self.weight = bins.size / bins.size.sum()
+        self.precision = PRECISION / bins.size.sum()
         self.square = bins.fx**2 + bins.fy**2
         self.difference = bins.fx**2 - bins.fy**2
         self.product = 2 * bins.fx * bins.fy
@@ -275,10 +279,10 @@ def _starts(power: Vector, bins: Bins, kernels: list[tuple[float, float, float]]
     gamma = 2.2
     radius = np.hypot(bins.fx, bins.fy)
     far = radius > 0.3
-    noise = (power * bins.count)[far].sum() / bins.count[far].sum()
+    noise = (power * bins.size)[far].sum() / bins.size[far].sum()
     near = radius <= max(0.02, float(np.sort(radius)[min(8, radius.size - 1)]))
     whitened = power * (radius**2 + SOFTENING) ** (gamma / 2)
-    amplitude = (whitened * bins.count)[near].sum() / bins.count[near].sum()
+    amplitude = (whitened * bins.size)[near].sum() / bins.size[near].sum()
     head, tail = [math.log(amplitude), gamma], [math.log(noise), math.log(0.1), 0.0, 0.0, 0.0]
     return _bounded(np.array([[*head, *_kernel_vector(*kernel), *tail] for kernel in kernels]))
 
@@ -303,7 +307,7 @@ def _excess(power: Vector, bins: Bins, estimate: KernelEstimate) -> float:
     """Power just beyond the cut-off less the noise model's, in standard deviations; 0 where hardly a bin lies there."""
     rho = cutoff_ratio(bins.fx, bins.fy, estimate.rx, estimate.ry, estimate.theta)
     beyond = (rho >= 1) & (rho < 1.5)
-    count = bins.count[beyond]
+    count = bins.size[beyond]
     if count.sum() < 10:
         return 0.0
     surplus = power[beyond] / noise_spectrum(bins.fx[beyond], estimate) - 1

@@ -14,19 +14,25 @@ class BM3D(Restorer):
     """BM3D denoising (package bm3d, non-commercial use only), noise level from the image itself."""
 
     licence = "Tampere University, non-commercial use only"
-    citation = "K. Dabov et al., IEEE Trans. Image Process. 16 (2007); Y. Makinen et al., IEEE Trans. Image Process. 29 (2020)"
+    citation = (
+        "K. Dabov et al., IEEE Trans. Image Process. 16 (2007); Y. Makinen et al., IEEE Trans. Image Process. 29 (2020)"
+    )
 
     @classmethod
     def needs(cls, settings: Any) -> list[Need]:
         if find_spec("bm3d") is None:
-            return [Need("bm3d", "package is not installed", "pip install 'sembench[noncommercial]' (non-commercial use)")]
+            return [
+                Need("bm3d", "package is not installed", "pip install 'sembench[noncommercial]' (non-commercial use)")
+            ]
         return []
 
     def restore(self, image: Image, /) -> Image:
         import bm3d
 
         if min(image.shape) < 16:
-            raise InputError(f"image of {image.shape[0]} x {image.shape[1]} px is too small for bm3d: 16 px a side at least")
+            raise InputError(
+                f"image of {image.shape[0]} x {image.shape[1]} px is too small for bm3d: 16 px a side at least"
+            )
         scaled = image.astype(np.float64) / 255
         sigma = noise_sigma(scaled)
         if sigma == 0:

@@ -10,7 +10,9 @@ from sembench.restorer import Image, Restorer
 class TotalVariation(Restorer):
     """Total variation denoising (Chambolle 2004, scikit-image), weight set by the image's own noise."""
 
-    citation = "A. Chambolle, An algorithm for total variation minimization and applications, J. Math. Imaging Vis. 20 (2004)"
+    citation = (
+        "A. Chambolle, An algorithm for total variation minimization and applications, J. Math. Imaging Vis. 20 (2004)"
+    )
 
     class Settings(Restorer.Settings):
         strength: float = Field(2.5, gt=0, le=50, description="weight in units of the estimated noise sigma")

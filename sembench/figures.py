@@ -89,7 +89,9 @@ def intervals(
     axes = figure.subplots()
     for position, (_, mean, low, high) in enumerate(rows):
         if low is not None and high is not None:
-            axes.plot([low, high], [position, position], color=ACCENT, linewidth=2.2, alpha=0.55, solid_capstyle="round")
+            axes.plot(
+                [low, high], [position, position], color=ACCENT, linewidth=2.2, alpha=0.55, solid_capstyle="round"
+            )
         axes.plot([mean], [position], "o", color=ACCENT, markersize=6)
     for name, value in references.items():
         axes.axvline(value, color=SOFT, linewidth=0.9, linestyle=(0, (4, 3)))

@@ -134,7 +134,10 @@ def _part_of(location: Sequence[Any]) -> type[BaseModel] | None:
         part = next(
             (
                 t
-                for t in (part.model_fields[key].annotation, *getattr(part.model_fields[key].annotation, "__args__", ()))
+                for t in (
+                    part.model_fields[key].annotation,
+                    *getattr(part.model_fields[key].annotation, "__args__", ()),
+                )
                 if isinstance(t, type) and issubclass(t, BaseModel)
             ),
             None,
@@ -240,7 +243,9 @@ def plan_cases(
     if name not in known:
         raise InputError(f"{name}: neither a folder nor a data set: {suggestion(name, [*known, PHANTOM])}")
     if name != protocol.data.set:
-        raise InputError(f"protocol {protocol.name!r} has no fields for data set {name!r}: give --data {protocol.data.set}, phantom or a folder")
+        raise InputError(
+            f"protocol {protocol.name!r} has no fields for data set {name!r}: give --data {protocol.data.set}, phantom or a folder"
+        )
     try:
         return _dataset_plan(protocol, plugin(DATASETS, name).load()(), limit)
     except UnavailableError as error:
@@ -298,7 +303,9 @@ def roles(protocol: Protocol, dataset: Dataset) -> dict[str, list[ManifestRow]]:
     for role, rows in by_role.items():
         if not rows:
             split = getattr(protocol.data, role)
-            raise InputError(f"data set {dataset.name!r} has no images of split {split!r}: protocol {protocol.name!r} asks for it")
+            raise InputError(
+                f"data set {dataset.name!r} has no images of split {split!r}: protocol {protocol.name!r} asks for it"
+            )
     splits.check_disjoint(by_role)
     return by_role
 
@@ -315,18 +322,17 @@ def _dataset_plan(protocol: Protocol, dataset: Dataset, limit: int | None) -> Ca
                 f"{protocol.data.evaluation!r}: splits overlap, correct the list"
             )
     digest = _digest(
-        [[f.field_id, evaluation[f.file].sha256, evaluation[f.file].crop_px, f.x, f.y, f.width, f.height] for f in fields]
+        [
+            [f.field_id, evaluation[f.file].sha256, evaluation[f.file].crop_px, f.x, f.y, f.width, f.height]
+            for f in fields
+        ]
     )
     placed = [
         CaseSpec(f.field_id, f.group, f.file, evaluation[f.file].crop_px, f.x, f.y, f.width, f.height) for f in fields
     ]
     chosen = _ordered(protocol, placed, limit)
-    paths = {
-        file: str(cache.locate(dataset.name, evaluation[file])) for file in dict.fromkeys(spec.path for spec in chosen)
-    }
-    specs = tuple(
-        CaseSpec(s.case_id, s.group, paths[s.path], s.crop, s.x, s.y, s.width, s.height) for s in chosen
-    )
+    paths = {file: str(cache.locate(dataset, evaluation[file])) for file in dict.fromkeys(spec.path for spec in chosen)}
+    specs = tuple(CaseSpec(s.case_id, s.group, paths[s.path], s.crop, s.x, s.y, s.width, s.height) for s in chosen)
     return CasePlan(dataset.name, digest, specs)
 
 
@@ -350,4 +356,3 @@ def make_case(protocol: Protocol, spec: CaseSpec) -> Case:
     reference = reference_field(protocol, spec)
     degraded, parameters = degrade_case(reference, protocol.seed, spec.case_id, protocol.degradation.fixed)
     return Case(spec.case_id, spec.group, reference, micrograph.to_grid(degraded), parameters)
-

@@ -133,7 +133,14 @@ def write_cases(path: Path, rows: Sequence[Row], records: Iterable[Record], metr
 def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[str]) -> None:
     """summary.csv: one row a restorer, each metric with mean, low, high and n, full precision."""
     parts = ("mean", "low", "high", "n")
-    header = ["restorer", "kind", "settings", "solved", "failed", *(f"{name}_{part}" for name in metrics for part in parts)]
+    header = [
+        "restorer",
+        "kind",
+        "settings",
+        "solved",
+        "failed",
+        *(f"{name}_{part}" for name in metrics for part in parts),
+    ]
     lines = []
     for line in summary:
         cells: list[Any] = [line.row.name, line.row.kind, _settings_text(line.row.settings), line.solved, line.failed]

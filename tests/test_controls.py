@@ -16,7 +16,7 @@ def scene(side: int = 160, seed: int = 0) -> Image:
     y, x = np.mgrid[:side, :side]
     image = np.full((side, side), 60.0)
     for _ in range(40):
-        centre_y, centre_x, radius = rng.uniform(0, side, 2).tolist() + [rng.uniform(4, 14)]
+        centre_y, centre_x, radius = (*rng.uniform(0, side, 2), rng.uniform(4, 14))
         image[(y - centre_y) ** 2 + (x - centre_x) ** 2 < radius**2] = rng.uniform(40, 220)
     return gaussian_filter(image, 0.7).astype(np.float32)
 

@@ -129,7 +129,9 @@ def datasets() -> list[dict[str, Any]]:
     rows = []
     for name, target, reason in _each(DATASETS):
         if target is None:
-            rows.append({"name": name, "files": None, "MB": None, "missing": None, "licences": None, "unavailable": reason})
+            rows.append(
+                {"name": name, "files": None, "MB": None, "missing": None, "licences": None, "unavailable": reason}
+            )
             continue
         dataset = target()
         rows.append(

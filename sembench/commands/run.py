@@ -165,7 +165,13 @@ def _draw(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]",
         value = record["metrics"].get(primary_name)
         captions[line.row.name] = "" if value is None else f"{value:.2f} {primary.unit}".rstrip()
     images["reference"] = case.reference
-    figures.panel(plan.folder / "figures" / "panel.png", f"{where}, case {spec.case_id}; under each name: {label}", images, captions, case.reference)
+    figures.panel(
+        plan.folder / "figures" / "panel.png",
+        f"{where}, case {spec.case_id}; under each name: {label}",
+        images,
+        captions,
+        case.reference,
+    )
 
 
 class _progress:
@@ -201,9 +207,7 @@ class _progress:
         rate = self.done / (now - self.started)
         text = f"{rate:.1f}/s" + (f", {self.failed} failed" if self.failed else "")
         if self.bar:
-            self.bar.update(
-                self.task, completed=self.done, total=self.total, description=record["restorer"], rate=text
-            )
+            self.bar.update(self.task, completed=self.done, total=self.total, description=record["restorer"], rate=text)
         elif now - self.reported > 10:
             self.reported = now
             left = (self.total - self.done) / rate

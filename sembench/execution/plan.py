@@ -60,7 +60,9 @@ def plan_rows(
         needs = method.cls.needs(settings)
         if needs:
             if not skip_unavailable:
-                raise UnavailableError(f"restorer {method.name!r} is unavailable: {needs[0]}; or give --skip-unavailable")
+                raise UnavailableError(
+                    f"restorer {method.name!r} is unavailable: {needs[0]}; or give --skip-unavailable"
+                )
             notices.append(f"{method.name} is left out: {needs[0]}")
             continue
         plain = settings.model_dump(mode="json")
@@ -93,4 +95,3 @@ def available_metrics(protocol: Protocol) -> tuple[list[str], list[str]]:
         else:
             names.append(name)
     return names, notices
-

@@ -69,14 +69,18 @@ class Records:
                 os.ftruncate(descriptor, before)
                 raise
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot be written ({error.strerror}): make room and run again to resume") from error
+            raise WriteError(
+                f"{self.path}: cannot be written ({error.strerror}): make room and run again to resume"
+            ) from error
         finally:
             if descriptor is not None:
                 os.close(descriptor)
         self._by_key[key(record)] = record
 
 
-def pending(records: Records, rows: Iterable[str], cases: Iterable[str], *, retry_failed: bool = False) -> dict[str, list[str]]:
+def pending(
+    records: Records, rows: Iterable[str], cases: Iterable[str], *, retry_failed: bool = False
+) -> dict[str, list[str]]:
     """For each case the rows that have no record yet, or a failed one that is to be retried."""
     rows = list(rows)
     todo: dict[str, list[str]] = {}

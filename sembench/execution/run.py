@@ -190,7 +190,9 @@ def _open_run(plan: RunPlan, request: RunRequest) -> None:
             before = json.loads(path.read_text())
             other = before["digest"]
         except (ValueError, KeyError) as error:
-            raise InputError(f"{path}: not a run description: start over with --fresh, or give another --out") from error
+            raise InputError(
+                f"{path}: not a run description: start over with --fresh, or give another --out"
+            ) from error
         if other != plan.digest:
             raise InputError(
                 f"{plan.folder}: holds a run of digest {other[:8]}, this one is {plan.digest[:8]} "
@@ -245,7 +247,9 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _git_state() -> dict[str, Any] | None:

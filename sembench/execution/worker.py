@@ -152,7 +152,11 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         image=path.as_posix(),
         image_sha256=image_sha256,
         seconds=dict(
-            zip(("case", "restore", "score", "store"), (b - a for a, b in zip(clock, clock[1:], strict=False)), strict=True)
+            zip(
+                ("case", "restore", "score", "store"),
+                (b - a for a, b in zip(clock, clock[1:], strict=False)),
+                strict=True,
+            )
         ),
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )

@@ -1,0 +1,28 @@
+"""The README keeps its word: the restorer it shows runs as it stands there."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_restorer_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
+    code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    (tmp_path / "mine.py").write_text(code[1], encoding="utf-8")
+    command = "run --restorer mine.py:Unsharp,input --data phantom --limit 1 --set Unsharp.amount=0.5 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "sembench", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = {row["restorer"]: row["metrics"] for row in json.loads(done.stdout)["rows"]}
+    assert rows["Unsharp"]["psnr_matched"]["mean"] > rows["input"]["psnr_matched"]["mean"]
+
+
+def test_the_files_that_the_readme_links_are_there() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf-8"))
+    assert links
+    assert [link for link in links if not (README.parent / link).is_file()] == []
