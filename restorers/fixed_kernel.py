@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from sembench.errors import InputError
 from sembench.optics import airy_psf
 from sembench.restorer import Image, Restorer
 
@@ -25,12 +24,7 @@ def fixed_kernel(radius: float, beta: float) -> NDArray[np.float64]:
 
 
 def pad(image: Image, half: int) -> NDArray[np.float32]:
-    """Scale to 0..1 and reflect the border by half a kernel; InputError where the image is too small for it."""
-    if min(image.shape) <= half:
-        raise InputError(
-            f"image of {image.shape[0]} x {image.shape[1]} px is too small for a kernel of {2 * half + 1} px: "
-            f"more than {half} px a side, or a smaller radius"
-        )
+    """Scale to 0..1 and reflect the border by half a kernel, again and again where the image is smaller than that."""
     return np.pad(image / np.float32(255), half, mode="reflect")
 
 

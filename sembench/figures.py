@@ -33,7 +33,7 @@ def _save(figure: "Figure", path: Path) -> None:
 
 
 def zoom_window(reference: Image, side: int) -> tuple[int, int]:
-    """Top left corner of the window of the reference that holds most detail (largest mean gradient), away from borders."""
+    """Top left corner (row, column) of the window of the reference that holds most gradient, away from borders."""
     from scipy.ndimage import gaussian_gradient_magnitude, uniform_filter
 
     height, width = reference.shape

@@ -168,10 +168,7 @@ def parse(text: str, file: str) -> Protocol:
 
 def load(target: str) -> Protocol:
     """A protocol by entry-point name or by the path of a TOML file."""
-    if target.endswith(".toml"):
-        path = Path(target)
-    else:
-        path = Path(plugin(PROTOCOLS, target).load())
+    path = Path(target if target.endswith(".toml") else plugin(PROTOCOLS, target).load())
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -225,10 +222,16 @@ def round_robin(specs: Iterable[CaseSpec]) -> tuple[CaseSpec, ...]:
 
 
 def plan_cases(
-    protocol: Protocol, data: str | None = None, *, limit: int | None = None, require_real: bool = False
+    protocol: Protocol,
+    data: str | None = None,
+    *,
+    limit: int | None = None,
+    require_real: bool = False,
+    crop_bottom: str = "auto",
 ) -> CasePlan:
     """The cases of a protocol on its own data set, on `phantom`, or on a folder of focused micrographs.
 
+    crop_bottom: how the data bar of a folder's images is cut, `auto`, `0`, rows or a fraction.
     Where the protocol's own data cannot be had the phantom takes its place, with a notice.
     Raises UnavailableError where `require_real` forbids that, InputError for an unknown name.
     """
@@ -238,13 +241,14 @@ def plan_cases(
             raise UnavailableError("--require-real refuses --data phantom: leave one of them out")
         return _phantom_plan(protocol, limit)
     if Path(name).is_dir():
-        return _folder_plan(protocol, Path(name), limit)
+        return _folder_plan(protocol, Path(name), limit, crop_bottom)
     known = plugins(DATASETS)
     if name not in known:
         raise InputError(f"{name}: neither a folder nor a data set: {suggestion(name, [*known, PHANTOM])}")
     if name != protocol.data.set:
         raise InputError(
-            f"protocol {protocol.name!r} has no fields for data set {name!r}: give --data {protocol.data.set}, phantom or a folder"
+            f"protocol {protocol.name!r} has no fields for data set {name!r}: "
+            f"give --data {protocol.data.set}, phantom or a folder"
         )
     try:
         return _dataset_plan(protocol, plugin(DATASETS, name).load()(), limit)
@@ -271,22 +275,23 @@ def _phantom_plan(protocol: Protocol, limit: int | None) -> CasePlan:
     return CasePlan(PHANTOM, digest, _ordered(protocol, specs, limit))
 
 
-def _folder_plan(protocol: Protocol, folder: Path, limit: int | None) -> CasePlan:
+def _folder_plan(protocol: Protocol, folder: Path, limit: int | None, crop_bottom: str) -> CasePlan:
     files = micrograph.list_images(folder)
     if not files:
         raise InputError(f"{folder}: no images in it (PNG, TIFF, JPEG, BMP)")
     hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     side = protocol.data.size
+    stems = [micrograph.image_stem(file) for file in files]
+    names = stems if len(set(stems)) == len(stems) else [file.name for file in files]
     specs = [
-        CaseSpec(file.stem, file.stem, str(file.resolve()), (0, 0, 0, 0), -1, -1, side, side, "auto") for file in files
+        CaseSpec(name, name, str(file.resolve()), (0, 0, 0, 0), -1, -1, side, side, crop_bottom)
+        for name, file in zip(names, files, strict=True)
     ]
-    if len({spec.case_id for spec in specs}) < len(specs):
-        specs = [
-            CaseSpec(file.name, file.name, spec.path, spec.crop, -1, -1, side, side, "auto")
-            for file, spec in zip(files, specs, strict=True)
-        ]
-    digest = _digest([side, [[file.name, digest] for file, digest in zip(files, hashes, strict=True)]])
-    notice = f"{folder}: {len(files)} images, the central {side} x {side} px of each after the data bar is cropped; each image is its own group"
+    digest = _digest([side, crop_bottom, [[file.name, sha256] for file, sha256 in zip(files, hashes, strict=True)]])
+    notice = (
+        f"{folder}: {len(files)} images, each its own group; the central {side} x {side} px of each "
+        f"after --crop-bottom {crop_bottom}"
+    )
     return CasePlan(folder.resolve().name, digest, _ordered(protocol, specs, limit), (notice,))
 
 

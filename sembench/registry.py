@@ -34,7 +34,8 @@ class Plugin:
         except Exception as error:
             raise InputError(
                 f"{_noun(self.group)} {self.name!r} of package {self.distribution} cannot be imported: "
-                f"{type(error).__name__}: {_one_line(error)}; mend or uninstall {self.distribution}, or leave the name out"
+                f"{type(error).__name__}: {_one_line(error)}; "
+                f"mend or uninstall {self.distribution}, or leave the name out"
             ) from error
 
 

@@ -64,7 +64,7 @@ def ordered(summary: Sequence[SummaryRow], primary: MetricSpec) -> list[SummaryR
 
 
 def as_json(summary: Sequence[SummaryRow], folder: Path) -> dict[str, Any]:
-    """The summary as plain values: {run, rows: [{restorer, kind, settings, metrics: {name: {mean, low, high, n, failed}}}]}."""
+    """The summary as plain values: {run, rows: [{restorer, kind, metrics: {name: {mean, low, high, n, failed}}}]}."""
     return {
         "run": str(folder),
         "rows": [

@@ -5,7 +5,12 @@ from typing import Annotated
 
 import typer
 
-from sembench.commands import data, doctor, images, listing, phantom, run
+from sembench.commands.data import data_app
+from sembench.commands.doctor import doctor as doctor_command
+from sembench.commands.images import degrade, restore
+from sembench.commands.listing import list_plugins
+from sembench.commands.phantom import phantom as phantom_command
+from sembench.commands.run import run as run_command
 
 app = typer.Typer(
     name="sembench",
@@ -35,13 +40,13 @@ def options(
     """Restore micrographs, score restorations, publish results that others can verify."""
 
 
-app.command("run")(run.run)
-app.command("list")(listing.list_plugins)
-app.command("restore")(images.restore)
-app.command("degrade")(images.degrade)
-app.command("phantom")(phantom.phantom)
-app.add_typer(data.data_app, name="data")
-app.command("doctor")(doctor.doctor)
+app.command("run")(run_command)
+app.command("list")(list_plugins)
+app.command("restore")(restore)
+app.command("degrade")(degrade)
+app.command("phantom")(phantom_command)
+app.add_typer(data_app, name="data")
+app.command("doctor")(doctor_command)
 
 
 def main() -> None:

@@ -102,7 +102,7 @@ def protocols() -> list[dict[str, Any]]:
     from sembench.protocol import load
     from sembench.registry import PROTOCOLS, plugins
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in plugins(PROTOCOLS):
         try:
             protocol = load(name)
@@ -126,7 +126,7 @@ def datasets() -> list[dict[str, Any]]:
     from sembench.datasets import cache
     from sembench.registry import DATASETS
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, target, reason in _each(DATASETS):
         if target is None:
             rows.append(

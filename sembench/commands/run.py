@@ -47,6 +47,9 @@ def run(
     require_real: Annotated[
         bool, typer.Option("--require-real", help="Stop where the real images cannot be had.")
     ] = False,
+    crop_bottom: Annotated[
+        str, typer.Option(help="Data bar of a folder's images: auto (6.67 %), 0, rows or a fraction.")
+    ] = "auto",
     skip_unavailable: Annotated[
         bool, typer.Option("--skip-unavailable", help="Leave out restorers that cannot run here.")
     ] = False,
@@ -75,6 +78,7 @@ def run(
         fresh=fresh,
         retry_failed=retry_failed,
         require_real=require_real,
+        crop_bottom=crop_bottom,
         skip_unavailable=skip_unavailable or restorer == DEFAULT_RESTORERS,
         command=command_line(),
     )
@@ -243,9 +247,9 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
     from sembench.registry import METRICS, plugin
 
     specs = {name: plugin(METRICS, name).load() for name in plan.metrics}
-    groups = len({spec.group for spec in plan.cases.specs})
+    cases, groups = len(plan.cases.specs), len({spec.group for spec in plan.cases.specs})
     table = Table(
-        title=f"{plan.protocol.name} v{plan.protocol.version}: {len(plan.cases.specs)} cases in {groups} groups of {plan.cases.data}",
+        title=f"{plan.protocol.name} v{plan.protocol.version}: {cases} cases in {groups} groups of {plan.cases.data}",
         title_justify="left",
         header_style="bold",
     )

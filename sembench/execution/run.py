@@ -47,6 +47,7 @@ class RunRequest:
     fresh: bool = False
     retry_failed: bool = False
     require_real: bool = False
+    crop_bottom: str = "auto"
     skip_unavailable: bool = False
     command: tuple[str, ...] = ()
 
@@ -82,7 +83,13 @@ def prepare(request: RunRequest) -> RunPlan:
     rows, row_notices = plan_rows(
         request.restorers, request.settings, protocol, skip_unavailable=request.skip_unavailable
     )
-    cases = plan_cases(protocol, request.data, limit=request.limit, require_real=request.require_real)
+    cases = plan_cases(
+        protocol,
+        request.data,
+        limit=request.limit,
+        require_real=request.require_real,
+        crop_bottom=request.crop_bottom,
+    )
     weights, weight_notices = find_weights()
     perceptual.use_weights(weights)
     metrics, metric_notices = available_metrics(protocol)

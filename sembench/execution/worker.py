@@ -1,6 +1,7 @@
 """What a worker process does: make a case, restore it, check the result, score it, store it."""
 
 import hashlib
+import itertools
 import os
 import random
 import resource
@@ -154,7 +155,7 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         seconds=dict(
             zip(
                 ("case", "restore", "score", "store"),
-                (b - a for a, b in zip(clock, clock[1:], strict=False)),
+                (b - a for a, b in itertools.pairwise(clock)),
                 strict=True,
             )
         ),
