@@ -12,6 +12,7 @@ def list_plugins(
     """List restorers, metrics, protocols and data sets, each with its licence or its question."""
     import json
 
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
@@ -27,11 +28,13 @@ def list_plugins(
         return
     console = Console()
     for name, rows in found.items():
-        table = Table(title=name, title_justify="left", header_style="bold")
-        for column in rows[0] if rows else ():
-            table.add_column(column.replace("_", " "), overflow="fold")
+        columns = [key for key in (rows[0] if rows else ()) if any(row[key] not in (None, "") for row in rows)]
+        table = Table(title=name, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for column in columns:
+            short = column in ("name", "kind", "version", "unit", "better", "files", "MB", "missing")
+            table.add_column(column, no_wrap=short, overflow="fold")
         for row in rows:
-            table.add_row(*("" if value is None else str(value) for value in row.values()))
+            table.add_row(*("" if row[key] is None else str(row[key]) for key in columns))
         console.print(table)
 
 
