@@ -13,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import bm3d
-import lpips
 import numpy as np
-import pyiqa
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, median_filter
@@ -23,10 +21,11 @@ from scipy.signal import fftconvolve
 from skimage import io, restoration
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from sembench.datasets.cache import locate_weight
 from sembench.metrics import perceptual
 from sembench.optics import Degradation, airy_psf
 from sembench.protocol import load, make_case, plan_cases
-from sembench.datasets.cache import locate_weight
+from sembench.torchvision_compat import ensure_torchvision
 
 Image = NDArray[Any]
 RESTORERS = ("input", "gaussian", "median", "tv", "richardson_lucy", "wiener", "bm3d")
@@ -91,8 +90,10 @@ def match(reference: Image, image: Image) -> tuple[float, float]:
     return float(gain), float(offset)
 
 
-def residual(image: Image, degraded: Image, truth: Degradation) -> Image:
+def residual(image: Image, degraded: Image, truth: Degradation | None) -> Image:
     """The image degraded once more, less the input, in standard deviations of the noise."""
+    if truth is None:
+        return np.full(image.shape, np.nan)
     kernel = airy_psf(truth.rx, truth.ry, truth.beta, truth.theta)
     padded = np.pad(image, kernel.shape[0] // 2, mode="reflect")
     signal = np.maximum(0, truth.a * fftconvolve(padded, kernel, mode="valid") + truth.b)
@@ -108,14 +109,17 @@ class Scores:
     """The metrics of the s2s protocol; the networks are loaded once."""
 
     def __init__(self) -> None:
+        ensure_torchvision()
+        import pyiqa
+
         alexnet = locate_weight(perceptual.ALEXNET)
         parameters = locate_weight(perceptual.NIQE_PARAMETERS)
         if alexnet is None or parameters is None:
             raise SystemExit("weights of LPIPS or NIQE cannot be had: set SEMBENCH_DATA or allow their download")
-        self.lpips: lpips.LPIPS = perceptual.load_lpips(alexnet)
+        self.lpips = perceptual.load_lpips(alexnet)
         self.niqe = pyiqa.create_metric("niqe", pretrained_model_path=str(parameters), device="cpu")
 
-    def of(self, reference: Image, image: Image, degraded: Image, truth: Degradation) -> dict[str, float]:
+    def of(self, reference: Image, image: Image, degraded: Image, truth: Degradation | None) -> dict[str, float]:
         """Every metric of one restored image."""
         gain, offset = match(reference, image)
         matched = np.clip(gain * image + offset, 0, 255)

@@ -375,7 +375,8 @@ def wiener(
     height, width = image.shape
     mean = float(image.mean(dtype=np.float64))
     observed = np.pad((image - mean).astype(np.float32), ((0, height - 2), (0, width - 2)), mode="reflect")
-    fy, fx = fft.fftfreq(observed.shape[0])[:, None], fft.rfftfreq(observed.shape[1])[None, :]
+    fy = fft.fftfreq(observed.shape[0])[:, None].astype(np.float32)
+    fx = fft.rfftfreq(observed.shape[1])[None, :].astype(np.float32)
     rho = np.minimum(cutoff_ratio(fx, fy, estimate.rx, estimate.ry, estimate.theta), 1.0)
     transfer = aperture_transfer(rho)
     variance = (radius_uncertainty * 4 / np.pi * rho) ** 2 * (1 - rho * rho)
