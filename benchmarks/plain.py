@@ -64,7 +64,7 @@ def restore(name: str, image: Image) -> Image:
         scaled = image.astype(np.float64) / 255
         profile = bm3d.BM3DProfile()
         profile.num_threads = 1
-        return bm3d.bm3d(scaled, noise_sigma(scaled), profile) * 255
+        return (np.clip(bm3d.bm3d(scaled, noise_sigma(scaled), profile), 0, 1) * 255).astype(np.float32)
     return image
 
 

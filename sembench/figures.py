@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 INK = "#1b1f24"
 SOFT = "#6b7480"
 ACCENT = "#0b6e99"
-MOST_COLUMNS = 6
+MOST_COLUMNS = 7
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from skimage import restoration
 
@@ -42,7 +43,7 @@ def micrograph(height: int, width: int, noise: float = 8.0) -> Image:
     return np.clip(clean + rng.normal(0, noise, clean.shape), 0, 255).astype(np.float32)
 
 
-def reflected(image: Image, half: int) -> np.ndarray:
+def reflected(image: Image, half: int) -> NDArray[Any]:
     """Scaled to 0..1, the border reflected, written with numpy indices alone."""
     rows, columns = (np.abs((np.arange(-half, n + half) + n - 1) % (2 * n - 2) - (n - 1)) for n in image.shape)
     return (image / np.float32(255))[np.ix_(rows, columns)]
@@ -50,7 +51,7 @@ def reflected(image: Image, half: int) -> np.ndarray:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_richardson_lucy_is_that_of_scikit_image(dtype: type) -> None:
-    image = np.asarray(micrograph(90, 77) / 255, dtype=dtype)
+    image: NDArray[Any] = np.asarray(micrograph(90, 77) / 255, dtype=dtype)
     kernel = airy_psf(6.0, 6.0, 1.95)
     ours = richardson_lucy(image, kernel, 12)
     assert ours.dtype == dtype
