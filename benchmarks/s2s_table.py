@@ -43,9 +43,7 @@ def main(run: Path) -> int:
         rows = list(csv.DictReader(file))
     print("# s2s, version 1: all 100 fields of semcorpus, 40 groups\n")
     print("Means and 95 % intervals (bootstrap-t over groups), in order of the primary metric, `psnr_matched`.")
-    print(
-        "Overlapping intervals do not say that two methods cannot be told apart: paired tests come with the leaderboard."
-    )
+    print("Overlapping intervals do not say that two methods cannot be told apart: that takes paired tests.")
     for kind, title in (("restorer", "Restorers"), ("control", "Controls (told the truth, not ranked)")):
         print(f"\n## {title}\n")
         print("| method | " + " | ".join(HEADER.get(name, name) for name in SHOWN) + " | failed |")

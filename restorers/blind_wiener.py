@@ -401,8 +401,8 @@ class BlindWiener(Restorer):
     A safeguard judges the kernel by theory: beyond its cut-off the modelled noise, no more and no less, may be left.
     Where the power there is more than `excess_limit` standard deviations off, the kernel is refused and noise alone is
     removed. Structure of the model, priors and `radius_uncertainty` were chosen on fields cut from the corpus'
-    `pretrain` split and degraded under other ids. Not blind to the evaluation: `border_passes` and the uncertainty of the
-    radii were prompted by two of its fields where a first version lost to a Gaussian, and that `excess_limit` (the
+    `pretrain` split and degraded under other ids. Not blind to the evaluation: `border_passes` and the uncertainty of
+    the radii were prompted by two of its fields where a first version lost to a Gaussian, and that `excess_limit` (the
     normal distribution's 1 in 2000) also refuses a kernel for too little power was decided on real fast scans.
     Limits: on fast scans without defocus (kriss) some of the noise's correlation along x still passes for blur.
     """

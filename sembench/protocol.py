@@ -35,7 +35,7 @@ class DataPart(_Part):
     evaluation: str = "evaluation"
     fields: str | None = Field(None, description="name of the frozen list of evaluation fields; none: whole images")
     training_fields: str | None = Field(None, description="name of the frozen list of training images")
-    size: int = Field(512, ge=64, le=4096, description="side of the field cut from a phantom or a user's image, px")
+    size: int = Field(512, ge=192, le=4096, description="side of the field cut from a phantom or a user's image, px")
     fallback: Literal["phantom"] | None = "phantom"
 
     @model_validator(mode="after")
@@ -156,7 +156,7 @@ def parse(text: str, file: str) -> Protocol:
     try:
         return Protocol(**raw)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             part = _part_of(first["loc"][:-1])

@@ -140,7 +140,7 @@ def resolve_settings(method: MethodTarget, given: Mapping[str, Any] | None, degr
     try:
         return method.cls.Settings(**values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             hint = suggestion(key, fields) if fields else "it has no settings"

@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 LEVEL = 0.95
 FEWEST_GROUPS = 3
 FEWEST_FOR_BOOTSTRAP = 8
-_CELLS = 4_000_000
+_CELLS = 100_000
 """Resampled groups held in memory at a time."""
 
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from sembench.datasets.manifest import Dataset, ManifestRow
 
-data_app = typer.Typer(help="List, fetch and check the image sets.", no_args_is_help=True)
+data_app = typer.Typer(rich_markup_mode=None, help="List, fetch and check the image sets.", no_args_is_help=True)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SetName = Annotated[
