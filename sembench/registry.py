@@ -1,5 +1,6 @@
 """Names to plugins: entry points, FILE.py:Class, near names, and what cannot be loaded and why."""
 
+import contextlib
 import difflib
 import hashlib
 import importlib.util
@@ -30,8 +31,9 @@ class Plugin:
     def load(self) -> Any:
         """Import the target; the InputError says which plugin of which package failed, and how."""
         try:
-            return EntryPoint(self.name, self.target, self.group).load()
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):
+                return EntryPoint(self.name, self.target, self.group).load()
+        except (Exception, SystemExit) as error:
             raise InputError(
                 f"{_noun(self.group)} {self.name!r} of package {self.distribution} cannot be imported: "
                 f"{type(error).__name__}: {_one_line(error)}; "
@@ -58,7 +60,7 @@ def plugins(group: str) -> dict[str, list[Plugin]]:
     """Every name of a group with its claimants, sorted by name; more than one claimant is a clash."""
     found: dict[str, dict[tuple[str, str], Plugin]] = {}
     for point in entry_points(group=group):
-        distribution = point.dist.name if point.dist else "unknown"
+        distribution = (point.dist.name if point.dist else None) or "unknown"
         plugin = Plugin(group, point.name, point.value, distribution)
         found.setdefault(point.name, {})[distribution, point.value] = plugin
     return {name: list(found[name].values()) for name in sorted(found)}
@@ -110,8 +112,9 @@ def _method_from_file(file: Path, attribute: str) -> MethodTarget:
         module = importlib.util.module_from_spec(spec)
         sys.modules[module_name] = module
         try:
-            spec.loader.exec_module(module)
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):
+                spec.loader.exec_module(module)
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise InputError(f"{file}: cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
     module = sys.modules[module_name]

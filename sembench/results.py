@@ -102,7 +102,7 @@ def _write_csv(path: Path, header: Sequence[str], lines: Iterable[Sequence[Any]]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(lines)
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _full(value: float | None) -> str:

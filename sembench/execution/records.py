@@ -28,14 +28,17 @@ class Records:
     def _load(self) -> None:
         try:
             content = self.path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if len(whole) < len(content):
+                os.truncate(self.path, len(whole))
         except FileNotFoundError:
             return
-        whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+        except OSError as error:
+            raise WriteError(f"{self.path}: cannot be read and written ({error.strerror}): free it, or give another --out") from error
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = json.loads(line)
+                record["status"]
                 self._by_key[key(record)] = record
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -90,9 +91,15 @@ def prepare(request: RunRequest) -> RunPlan:
         require_real=request.require_real,
         crop_bottom=request.crop_bottom,
     )
-    weights, weight_notices = find_weights()
+    weights: dict[str, Path] = {}
     perceptual.use_weights(weights)
     metrics, metric_notices = available_metrics(protocol)
+    if metric_notices:
+        weights, _ = find_weights()
+        perceptual.use_weights(weights)
+        metrics, metric_notices = available_metrics(protocol)
+    if not metrics:
+        raise UnavailableError(f"no metric of protocol {protocol.name!r} is available: {metric_notices[0]}")
     folder = request.out or default_folder(protocol, cases)
     return RunPlan(
         protocol,
@@ -101,7 +108,7 @@ def prepare(request: RunRequest) -> RunPlan:
         tuple(metrics),
         weights,
         folder,
-        (*cases.notices, *row_notices, *weight_notices, *metric_notices),
+        (*cases.notices, *row_notices, *metric_notices),
     )
 
 
@@ -151,11 +158,14 @@ def _by_id(specs: tuple[CaseSpec, ...]) -> list[CaseSpec]:
 
 
 def _check_stored(plan: RunPlan, records: Records, todo: dict[str, list[str]]) -> None:
-    """A record whose restored image has vanished is done again."""
+    """A record whose restored image has vanished, or that lacks a metric that can be had by now, is done again."""
     for spec in plan.cases.specs:
         for row in plan.rows:
             record = records.get((row.row_id, spec.case_id))
-            if record and record["status"] == "ok" and not (plan.folder / record["image"]).is_file():
+            if not record or record["status"] != "ok":
+                continue
+            whole = set(plan.metrics) <= set(record["metrics"]) and (plan.folder / record["image"]).is_file()
+            if not whole:
                 todo.setdefault(spec.case_id, []).append(row.row_id)
 
 
@@ -196,7 +206,7 @@ def _open_run(plan: RunPlan, request: RunRequest) -> None:
         try:
             before = json.loads(path.read_text())
             other = before["digest"]
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: not a run description: start over with --fresh, or give another --out"
             ) from error
@@ -205,6 +215,8 @@ def _open_run(plan: RunPlan, request: RunRequest) -> None:
                 f"{plan.folder}: holds a run of digest {other[:8]}, this one is {plan.digest[:8]} "
                 "(another protocol, version or data): give another --out, or --fresh"
             )
+    elif (plan.folder / "records.jsonl").exists():
+        raise InputError(f"{plan.folder}: holds records.jsonl and no run.json: put it back, or give another --out")
     rows = {row["row"]: row for row in before.get("rows", [])}
     rows.update(
         {
@@ -295,6 +307,16 @@ def _one_thread() -> Iterator[None]:
                 os.environ[name] = value
 
 
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Threads started here, and the workers that they start, never see Ctrl-C: the main thread alone ends a run."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(
     plan: RunPlan, workers: int, todo: dict[str, list[str]], records: Records, on_record: Listener | None
 ) -> None:
@@ -351,10 +373,11 @@ def _work(
         ]
         threads = [threading.Thread(target=drive, args=(lane,), daemon=True) for lane in lanes]
         try:
+            with _deaf_to_interrupts():
+                for thread in threads:
+                    thread.start()
             for thread in threads:
-                thread.start()
-            for thread in threads:
-                while thread.is_alive():
+                while thread.is_alive() and not problem:
                     thread.join(0.2)
         except BaseException as error:
             problem.append(error)

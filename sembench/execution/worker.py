@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Mapping
@@ -53,7 +54,15 @@ def start(job: Job, quiet: bool = True) -> None:
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         os.close(nowhere)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     perceptual.use_weights(dict(job.weights))
+
+
+def _end_with(parent: int) -> None:
+    """End this worker soon after the run that started it was killed, even in the middle of a case."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 @lru_cache(maxsize=1)
@@ -99,7 +108,9 @@ def restore(row: Row, case: Case) -> Image:
     image.setflags(write=False)
     _seed_everything(row, case)
     if row.kind == "control":
-        restored = method.restore(image, Truth(case.reference, case.degradation))
+        reference = case.reference.copy()
+        reference.setflags(write=False)
+        restored = method.restore(image, Truth(reference, case.degradation))
     else:
         restored = method.restore(image)
     if not np.array_equal(image, case.degraded):
@@ -135,7 +146,7 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         clock.append(time.perf_counter())
         scores = evaluate(_metrics(_job.metrics), restored, scoring)
         clock.append(time.perf_counter())
-    except Exception as error:
+    except BaseException as error:
         record.update(failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
         return record
     path = Path("restored") / row.row_id / f"{spec.case_id}.png"
@@ -166,4 +177,5 @@ def solve(row: Row, spec: CaseSpec) -> Record:
 
 def failure(reason: str, trace: str = "") -> Record:
     """The part of a record that says why a case failed."""
-    return {"status": "failed", "reason": " ".join(reason.split())[:500], "traceback": trace[-2000:]}
+    printable = " ".join(reason.encode("utf-8", "backslashreplace").decode().split())
+    return {"status": "failed", "reason": printable[:500], "traceback": trace[-2000:]}
