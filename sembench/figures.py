@@ -100,7 +100,7 @@ def intervals(
             rotation=90, va="top", fontsize=7.5, color=SOFT,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
-    axes.set_ylim(len(rows) - 0.4, -1.2 if references else -0.6)
+    axes.set_ylim(len(rows) - 0.4, -2.0 if references else -0.6)
     axes.set_xlabel(label, color=INK)
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")
     axes.grid(axis="x", color="#e3e7eb", linewidth=0.8)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,12 @@ class DegradationPart(_Part):
         for key in value:
             if key not in RANGES:
                 raise ValueError(f"unknown parameter {key!r}: {suggestion(key, RANGES)}")
+            if not math.isfinite(value[key]):
+                raise ValueError(f"{key} = {value[key]}: give a finite number")
+            if key in ("rx", "ry", "beta", "a", "dose") and value[key] <= 0:
+                raise ValueError(f"{key} = {value[key]:g}: give a number above 0")
+            if key == "sigma" and value[key] < 0:
+                raise ValueError(f"{key} = {value[key]:g}: give 0 or more")
         return value
 
 
@@ -110,6 +117,12 @@ class Protocol(_Part):
     alignment: AlignmentPart = AlignmentPart()
     metrics: MetricsPart
     statistics: StatisticsPart = StatisticsPart()
+
+    @model_validator(mode="after")
+    def _margin_fits(self) -> "Protocol":
+        if 2 * self.margin >= self.data.size:
+            raise ValueError(f"margin of {self.margin} px leaves nothing of {self.data.size} px: give a smaller one")
+        return self
 
     @property
     def digest(self) -> str:
@@ -163,12 +176,15 @@ def parse(text: str, file: str) -> Protocol:
             hint = suggestion(str(first["loc"][-1]), part.model_fields if part else ())
             raise InputError(f"{file}: unknown key {key!r}: {hint}") from error
         message = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"{file}: key {key!r}: {message}") from error
+        raise InputError(f"{file}: {f'key {key!r}: ' if key else ''}{message}") from error
 
 
 def load(target: str) -> Protocol:
     """A protocol by entry-point name or by the path of a TOML file."""
-    path = Path(target if target.endswith(".toml") else plugin(PROTOCOLS, target).load())
+    found = target if target.endswith(".toml") else plugin(PROTOCOLS, target).load()
+    if not isinstance(found, str | Path):
+        raise InputError(f"protocol {target!r}: its entry point gives {found!r}, not the path of a TOML file")
+    path = Path(found)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -240,10 +256,10 @@ def plan_cases(
         if require_real:
             raise UnavailableError("--require-real refuses --data phantom: leave one of them out")
         return _phantom_plan(protocol, limit)
-    if Path(name).is_dir():
-        return _folder_plan(protocol, Path(name), limit, crop_bottom)
     known = plugins(DATASETS)
     if name not in known:
+        if Path(name).is_dir():
+            return _folder_plan(protocol, Path(name), limit, crop_bottom)
         raise InputError(f"{name}: neither a folder nor a data set: {suggestion(name, [*known, PHANTOM])}")
     if name != protocol.data.set:
         raise InputError(
@@ -279,7 +295,12 @@ def _folder_plan(protocol: Protocol, folder: Path, limit: int | None, crop_botto
     files = micrograph.list_images(folder)
     if not files:
         raise InputError(f"{folder}: no images in it (PNG, TIFF, JPEG, BMP)")
-    hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    try:
+        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
+    except OSError as error:
+        raise InputError(
+            f"{error.filename}: cannot be read ({error.strerror}): free it, or take it out of the folder"
+        ) from error
     side = protocol.data.size
     stems = [micrograph.image_stem(file) for file in files]
     names = stems if len(set(stems)) == len(stems) else [file.name for file in files]
@@ -292,7 +313,9 @@ def _folder_plan(protocol: Protocol, folder: Path, limit: int | None, crop_botto
         f"{folder}: {len(files)} images, each its own group; the central {side} x {side} px of each "
         f"after --crop-bottom {crop_bottom}"
     )
-    return CasePlan(folder.resolve().name, digest, _ordered(protocol, specs, limit), (notice,))
+    own_name = folder.resolve().name
+    data = f"folder-{own_name}" if own_name in (PHANTOM, *plugins(DATASETS)) else own_name
+    return CasePlan(data, digest, _ordered(protocol, specs, limit), (notice,))
 
 
 def roles(protocol: Protocol, dataset: Dataset) -> dict[str, list[ManifestRow]]:

@@ -153,6 +153,16 @@ def resolve_settings(method: MethodTarget, given: Mapping[str, Any] | None, degr
         ) from error
 
 
+def needs_of(method: MethodTarget, settings: Any) -> list[str]:
+    """What the method lacks here, a line each; InputError where the plugin cannot even say so."""
+    try:
+        return [str(need) for need in method.cls.needs(settings)]
+    except Exception as error:
+        raise InputError(
+            f"restorer {method.name!r} cannot say what it needs: {type(error).__name__}: {_one_line(error)}; mend it"
+        ) from error
+
+
 def load_method(target: str, settings: Mapping[str, Any] | None = None, degradation: str = "none") -> Any:
     """A ready restorer or control; InputError for an unknown name, a broken plugin or a refused setting."""
     method = find_method(target)

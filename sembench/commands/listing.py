@@ -54,20 +54,20 @@ def _each(group: str) -> "list[tuple[str, Any, str]]":
 
 def restorers() -> list[dict[str, Any]]:
     """One line a restorer: kind, what it is, licence, settings, and why it is unavailable."""
-    from sembench.registry import RESTORERS, MethodTarget, resolve_settings
+    from sembench.errors import SembenchError
+    from sembench.registry import RESTORERS, find_method, needs_of, plugins, resolve_settings
 
     rows = []
-    for name, cls, reason in _each(RESTORERS):
+    for name in plugins(RESTORERS):
         row: dict[str, Any] = {"name": name, "kind": None, "what": None, "settings": None, "licence": None}
-        if cls is not None:
-            settings = resolve_settings(MethodTarget(name, cls, None), None)
-            row |= {
-                "kind": cls.kind,
-                "what": cls.summary(),
-                "settings": ", ".join(f"{key}={value}" for key, value in settings.model_dump().items()),
-                "licence": cls.licence,
-            }
-            reason = "; ".join(str(need) for need in cls.needs(settings))
+        try:
+            method = find_method(name)
+            row |= {"kind": method.cls.kind, "what": method.cls.summary(), "licence": method.cls.licence}
+            settings = resolve_settings(method, None)
+            row["settings"] = ", ".join(f"{key}={value}" for key, value in settings.model_dump().items())
+            reason = "; ".join(needs_of(method, settings))
+        except SembenchError as error:
+            reason = str(error)
         rows.append(row | {"unavailable": reason or None})
     return rows
 

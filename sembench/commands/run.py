@@ -60,6 +60,7 @@ def run(
     import os
 
     from rich.console import Console
+    from rich.markup import escape
 
     from sembench.errors import CasesFailed, InputError
     from sembench.execution.run import RunRequest, command_line, execute, prepare
@@ -85,7 +86,7 @@ def run(
     notes = Console(stderr=True, highlight=False)
     plan = prepare(request)
     for notice in plan.notices:
-        notes.print(f"[yellow]notice:[/] {notice}", soft_wrap=True)
+        notes.print(f"[yellow]notice:[/] {escape(notice)}", soft_wrap=True)
     if dry_run:
         _show_plan(plan, json_)
         return
@@ -93,7 +94,11 @@ def run(
         with _progress(plan, notes) as listener:
             records = execute(plan, request, listener)
     except KeyboardInterrupt:
-        notes.print(f"interrupted; what is done lies in {plan.folder}: the same command goes on from there")
+        notes.print(
+            f"interrupted; what is done lies in {plan.folder}: the same command goes on from there",
+            soft_wrap=True,
+            markup=False,
+        )
         raise typer.Exit(130) from None
     summary = write_derived(plan, records)
     if json_:
@@ -106,7 +111,8 @@ def run(
         _show_summary(plan, summary)
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed[:5]:
-        notes.print(f"[red]failed:[/] {record['restorer']} on {record['case']}: {record['reason']}", soft_wrap=True)
+        what = escape(f"{record['restorer']} on {record['case']}: {record['reason']}")
+        notes.print(f"[red]failed:[/] {what}", soft_wrap=True)
     if failed:
         raise CasesFailed(
             f"{len(failed)} of {len(records)} cases failed, the rest is in {plan.folder}; "
@@ -281,7 +287,9 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
     )
     if plan.cases.data == "phantom":
         console.print("[yellow]phantom[/]: these are simulated scenes, not micrographs", soft_wrap=True)
-    console.print(f"run folder: {plan.folder}  (cases.csv, summary.csv, figures/panel.png)", soft_wrap=True)
+    console.print(
+        f"run folder: {plan.folder}  (cases.csv, summary.csv, figures/panel.png)", soft_wrap=True, markup=False
+    )
 
 
 def _cell(line: "SummaryRow", name: str) -> str:

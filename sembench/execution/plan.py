@@ -9,7 +9,7 @@ from typing import Any
 
 from sembench.errors import InputError, UnavailableError
 from sembench.protocol import CasePlan, Protocol
-from sembench.registry import METRICS, find_method, plugin, resolve_settings, suggestion
+from sembench.registry import METRICS, find_method, needs_of, plugin, resolve_settings, suggestion
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def plan_rows(
     rows, notices = [], []
     for target, method in zip(targets, methods, strict=True):
         settings = resolve_settings(method, given[method.name], protocol.degradation_name)
-        needs = method.cls.needs(settings)
+        needs = needs_of(method, settings)
         if needs:
             if not skip_unavailable:
                 raise UnavailableError(

@@ -34,7 +34,9 @@ class Records:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise WriteError(f"{self.path}: cannot be read and written ({error.strerror}): free it, or give another --out") from error
+            raise WriteError(
+                f"{self.path}: cannot be read and written ({error.strerror}): free it, or give another --out"
+            ) from error
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 record = json.loads(line)

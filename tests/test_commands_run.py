@@ -1,0 +1,266 @@
+"""`sembench run` with plugins that misbehave outside their restore call, and what a run folder may hold."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sembench import protocol
+from sembench.datasets.manifest import load_manifest
+from sembench.errors import InputError
+
+PROTOCOL = """
+name = "small"
+version = 1
+title = "Small cases"
+question = "Does the bench run?"
+seed = 7
+time_limit_s = 60
+
+[data]
+set = "semcorpus"
+size = 192
+
+[degradation.fixed]
+rx = 2.0
+ry = 2.0
+
+[metrics]
+primary = "psnr"
+names = ["psnr", "ssim"]
+"""
+
+METHODS = '''
+import sys, time
+from pathlib import Path
+from pydantic import BaseModel
+from sembench.restorer import Control, Restorer
+
+print("imported with a greeting")
+
+class Sleeps(Restorer):
+    """Sleeps for a minute, once it has said so."""
+    def restore(self, image, /):
+        Path("asleep").touch(); time.sleep(50)
+        return image
+
+class Vandal(Control):
+    """Overwrites the reference that it is shown."""
+    def restore(self, image, truth, /):
+        truth.reference.setflags(write=True); truth.reference[:] = 0
+        return image
+
+class Exits(Restorer):
+    """Calls sys.exit."""
+    def restore(self, image, /):
+        sys.exit("[/bold] \\udc80 enough")
+'''
+
+PLUGINS = '''
+from pydantic import Field
+from sembench.restorer import Restorer
+
+class Demanding(Restorer):
+    """A setting has no default."""
+    class Settings(Restorer.Settings):
+        width: float = Field(gt=0)
+
+class Helpless(Restorer):
+    """Cannot say what it needs."""
+    @classmethod
+    def needs(cls, settings):
+        raise RuntimeError("no idea")
+
+def function(image):
+    return image
+'''
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Path:
+    (tmp_path / "small.toml").write_text(PROTOCOL)
+    (tmp_path / "methods.py").write_text(METHODS)
+    return tmp_path
+
+
+def start(folder: Path, *words: str, **variables: str) -> "subprocess.Popen[str]":
+    """Start sembench in a folder, in a session of its own, without data and without a network."""
+    kept = {name: value for name, value in os.environ.items() if name != "SEMBENCH_DATA"}
+    offline = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sembench", *words],
+        cwd=folder,
+        env=kept | offline | {"SEMBENCH_CACHE": str(folder / "cache")} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ask(folder: Path, *words: str, **variables: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    started = start(folder, *words, **variables)
+    output, errors = started.communicate(timeout=200)
+    assert "Traceback" not in errors
+    return started.returncode, output, errors
+
+
+def small(*words: str) -> tuple[str, ...]:
+    return ("run", "--protocol", "small.toml", "--data", "phantom", "--out", "out", "--workers", "1", *words)
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_plugin_spoils_neither_the_json_nor_the_reference_nor_the_other_cases(bench: Path) -> None:
+    methods = "methods.py:Vandal,methods.py:Exits,oracle"
+    code, output, errors = ask(bench, *small("--restorer", methods, "--limit", "1", "--json"))
+    assert code == 3
+    rows = {row["restorer"]: row for row in json.loads(output)["rows"]}
+    assert rows["oracle"]["metrics"]["psnr"]["mean"] == 100
+    assert rows["Exits"]["failed"] == 1
+    assert "[/bold] \\udc80 enough" in errors
+    assert "left out" not in errors, "psnr and ssim need no weights"
+
+
+def test_a_worker_ends_soon_after_its_run_was_killed(bench: Path) -> None:
+    run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "1"))
+    wait_for(bench / "asleep")
+    workers = psutil.Process(run.pid).children(recursive=True)
+    assert workers
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    _, alive = psutil.wait_procs(workers, timeout=15)
+    assert not alive
+
+
+@pytest.mark.parametrize("when", ["while workers start", "while workers work"])
+def test_ctrl_c_of_the_whole_group_is_one_line_and_130(bench: Path, when: str) -> None:
+    run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "2"))
+    wait_for(bench / ("asleep" if when == "while workers work" else "out/run.json"))
+    if when == "while workers start":
+        deadline = time.monotonic() + 60
+        while not psutil.Process(run.pid).children(recursive=True):
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    os.killpg(run.pid, signal.SIGINT)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 130
+    said = [line for line in errors.splitlines() if "greeting" not in line]
+    assert len(said) == 1
+    assert "the same command goes on" in said[0]
+
+
+def test_a_plugin_that_exits_on_import_is_refused(bench: Path) -> None:
+    (bench / "leaves.py").write_text("import sys\nsys.exit(0)\n")
+    code, _, errors = ask(bench, *small("--restorer", "leaves.py:Mine"))
+    assert code == 2
+    assert "leaves.py: cannot be imported: SystemExit" in errors
+
+
+def test_plugins_that_cannot_be_described_are_listed_with_the_reason(bench: Path) -> None:
+    information = bench / "site" / "odd-1.0.dist-info"
+    information.mkdir(parents=True)
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    (bench / "site" / "odd.py").write_text(PLUGINS)
+    names = {"demanding": "Demanding", "helpless": "Helpless", "loose": "function"}
+    entries = "".join(f"{name} = odd:{target}\n" for name, target in names.items())
+    (information / "entry_points.txt").write_text(f"[sembench.restorers]\n{entries}")
+    site = str(bench / "site")
+    code, output, _ = ask(bench, "list", "restorers", "--json", PYTHONPATH=site)
+    assert code == 0
+    reasons = {row["name"]: row["unavailable"] for row in json.loads(output)["restorers"]}
+    assert "width" in reasons["demanding"]
+    assert "cannot say what it needs: RuntimeError: no idea" in reasons["helpless"]
+    assert "is not a restorer" in reasons["loose"]
+    assert reasons["input"] is None
+    for name in names:
+        code, _, errors = ask(bench, *small("--restorer", f"input,{name}"), PYTHONPATH=site)
+        assert code == 2
+        assert name in errors
+
+
+def test_a_run_folder_dry_extended_repaired_and_fresh(bench: Path) -> None:
+    code, output, _ = ask(bench, *small("--restorer", "input", "--limit", "1", "--dry-run", "--json"))
+    assert code == 0
+    assert json.loads(output)["cases"] == 1
+    assert not (bench / "out").exists()
+
+    assert ask(bench, *small("--restorer", "input", "--limit", "1"))[0] == 0
+    records = bench / "out" / "records.jsonl"
+    first = json.loads(records.read_text())
+    assert ask(bench, *small("--restorer", "input,median", "--limit", "1"))[0] == 0
+    assert [json.loads(line)["restorer"] for line in records.read_text().splitlines()] == ["input", "median"]
+
+    del first["metrics"]["ssim"]
+    records.write_text(json.dumps(first) + "\n")
+    assert ask(bench, *small("--restorer", "input", "--limit", "1"))[0] == 0
+    assert "ssim" in json.loads(records.read_text().splitlines()[-1])["metrics"]
+
+    description = bench / "out" / "run.json"
+    kept = description.read_text()
+    description.unlink()
+    code, _, errors = ask(bench, *small("--restorer", "input", "--limit", "1"))
+    assert code == 2
+    assert "no run.json" in errors
+
+    description.write_text(kept)
+    assert ask(bench, *small("--restorer", "input", "--limit", "1", "--fresh"))[0] == 0
+    assert records.read_text().count("\n") == 1
+
+
+def test_a_folder_never_passes_for_a_data_set(bench: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from PIL import Image
+
+    monkeypatch.chdir(bench)
+    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
+    for name in ("phantom", "semcorpus", "mine"):
+        (bench / name).mkdir()
+        Image.new("L", (200, 200), 99).save(bench / name / "one.png")
+    parsed = protocol.parse(PROTOCOL, "small.toml")
+    assert protocol.plan_cases(parsed, "./phantom").data == "folder-phantom"
+    assert protocol.plan_cases(parsed, "./semcorpus").data == "folder-semcorpus"
+    assert protocol.plan_cases(parsed, "mine").data == "mine"
+    assert protocol.plan_cases(parsed, "phantom").specs[0].path == "phantom"
+    with pytest.raises(InputError, match="fields is missing"):
+        protocol.plan_cases(parsed)
+    shutil.copy(bench / "mine" / "one.png", bench / "mine" / "two.png")
+    (bench / "mine" / "two.tif").write_bytes(b"")
+    ids = [spec.case_id for spec in protocol.plan_cases(parsed, "mine").specs]
+    assert ids == ["one.png", "two.png", "two.tif"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("rx = 2.0", "rx = -2.0", "rx = -2: give a number above 0"),
+        ("rx = 2.0", "rx = nan", "give a finite number"),
+        ("seed = 7", "seed = 7\nmargin = 96", "margin of 96 px leaves nothing"),
+    ],
+)
+def test_a_protocol_of_which_no_case_could_be_made_is_refused(old: str, new: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        protocol.parse(PROTOCOL.replace(old, new), "small.toml")
+
+
+def test_a_group_in_two_splits_is_refused() -> None:
+    corpus = load_manifest("semcorpus")
+    parsed = protocol.parse(PROTOCOL, "small.toml")
+    assert set(protocol.roles(parsed, corpus)) == {"train", "validation", "evaluation"}
+    group = corpus.select(split="train")[0].group
+    mixed = [replace(row, group=group) if row.split == "evaluation" else row for row in corpus.rows]
+    with pytest.raises(InputError, match=f"same group {group}"):
+        protocol.roles(parsed, replace(corpus, rows=tuple(mixed)))
