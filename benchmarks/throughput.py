@@ -182,7 +182,7 @@ def draw_images(folder: Path, count: int, side: int = 160) -> None:
 def memory(folder: Path, few: int, many: int) -> None:
     """Peak memory of `sembench run` and of its largest worker with few and with many cases."""
     protocol = folder / "memory.toml"
-    protocol.write_text(SMALL.format(size=128, names='"psnr"'))
+    protocol.write_text(SMALL.format(size=192, names='"psnr"'))
     script = folder / "peak.py"
     script.write_text(WITH_PEAK)
     draw_images(folder / "images", many)
@@ -201,7 +201,7 @@ def memory(folder: Path, few: int, many: int) -> None:
         _, done = wall(python(script, *run, "--limit", str(cases), "--workers", str(WORKERS), "--out", out, "--json"))
         line = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("peaks "))
         peaks[cases] = json.loads(line.removeprefix("peaks "))
-    print(f"3. peak memory, images of 128 x 128 px x 3 restorers, {WORKERS} workers")
+    print(f"3. peak memory, images of 192 x 192 px x 3 restorers, {WORKERS} workers")
     for index, what in enumerate(("command", "largest worker")):
         low, high = peaks[few][index], peaks[many][index]
         print(

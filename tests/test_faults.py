@@ -291,6 +291,8 @@ def _lines(path: Path) -> list[str]:
         (["--restorer", "methods.py:Goood"], 2, "did you mean 'Good'?"),
         (["--restorer", "input", "--data", "semcorpsu"], 2, "did you mean 'semcorpus'?"),
         (["--restorer", "input", "--limit", "0"], 2, "--limit"),
+        (["--restorer", "input", "--limit", "few"], 2, "'--limit'"),
+        (["--restorers", "input"], 2, "--restorers"),
         (["--restorer", "input", "--data", "phantom", "--limit", "1", "--out", "small.toml/run"], 5, "small.toml/run"),
         (["--restorer", "input", "--require-real"], 4, "SEMBENCH_DATA"),
     ],

@@ -56,12 +56,26 @@ def main() -> None:
 
     debug = "--debug" in sys.argv[1:]
     try:
-        app()
+        code = app(standalone_mode=False)
     except SembenchError as error:
         if debug:
             raise
         print(f"sembench: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         print("sembench: interrupted; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        if debug or not hasattr(error, "format_message"):
+            raise
+        _usage(error.format_message())
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _usage(message: str) -> None:
+    """A command line that typer refuses: one line; where no command was given, the help that typer made."""
+    if "\n" in message:
+        print(message)
+    else:
+        print(f"sembench: {message.rstrip('.')}; try --help", file=sys.stderr)
+    sys.exit(2)
