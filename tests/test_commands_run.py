@@ -164,6 +164,25 @@ def test_ctrl_c_of_the_whole_group_is_one_line_and_130(bench: Path, when: str) -
     assert "the same command goes on" in said[0]
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads signal masks from /proc")
+def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instruction(bench: Path) -> None:
+    """Else Ctrl-C while a worker's Python starts prints that Python's traceback over the resume line."""
+    run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "2"))
+    wait_for(bench / "asleep")
+    children = psutil.Process(run.pid).children(recursive=True)
+    workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    masks = [_blocked_signals(worker.pid) for worker in workers]
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    assert workers
+    assert all(mask & 1 << (signal.SIGINT - 1) for mask in masks)
+
+
+def _blocked_signals(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk")), 16)
+
+
 def test_a_plugin_that_exits_on_import_is_refused(bench: Path) -> None:
     (bench / "leaves.py").write_text("import sys\nsys.exit(0)\n")
     code, _, errors = ask(bench, *small("--restorer", "leaves.py:Mine"))

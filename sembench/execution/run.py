@@ -322,6 +322,7 @@ def _work(
 ) -> None:
     """Run every pending (row, case): each case stays with one worker, so that what its rows share is made once."""
     import multiprocessing
+    from multiprocessing import resource_tracker
 
     from pebble import ProcessPool
 
@@ -367,6 +368,7 @@ def _work(
 
     with _one_thread():
         context = multiprocessing.get_context("spawn")
+        resource_tracker.ensure_running()  # starting it later would unblock the signals of the thread that does
         lanes = [
             _Lane(ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,)))
             for _ in range(min(workers, len(cases)))
