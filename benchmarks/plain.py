@@ -21,10 +21,11 @@ from scipy.signal import fftconvolve
 from skimage import io, restoration
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from sembench.cases import make_case, plan_cases
 from sembench.datasets.cache import locate_weight
 from sembench.metrics import perceptual
 from sembench.optics import Degradation, airy_psf
-from sembench.protocol import load, make_case, plan_cases
+from sembench.protocol import load
 from sembench.torchvision_compat import ensure_torchvision
 
 Image = NDArray[Any]

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sembench import protocol
+from sembench import cases, protocol
 from sembench.datasets.manifest import load_manifest
 from sembench.errors import InputError
 
@@ -250,15 +250,15 @@ def test_a_folder_never_passes_for_a_data_set(bench: Path, monkeypatch: pytest.M
         (bench / name).mkdir()
         Image.new("L", (200, 200), 99).save(bench / name / "one.png")
     parsed = protocol.parse(PROTOCOL, "small.toml")
-    assert protocol.plan_cases(parsed, "./phantom").data == "folder-phantom"
-    assert protocol.plan_cases(parsed, "./semcorpus").data == "folder-semcorpus"
-    assert protocol.plan_cases(parsed, "mine").data == "mine"
-    assert protocol.plan_cases(parsed, "phantom").specs[0].path == "phantom"
+    assert cases.plan_cases(parsed, "./phantom").data == "folder-phantom"
+    assert cases.plan_cases(parsed, "./semcorpus").data == "folder-semcorpus"
+    assert cases.plan_cases(parsed, "mine").data == "mine"
+    assert cases.plan_cases(parsed, "phantom").specs[0].path == "phantom"
     with pytest.raises(InputError, match="fields is missing"):
-        protocol.plan_cases(parsed)
+        cases.plan_cases(parsed)
     shutil.copy(bench / "mine" / "one.png", bench / "mine" / "two.png")
     (bench / "mine" / "two.tif").write_bytes(b"")
-    ids = [spec.case_id for spec in protocol.plan_cases(parsed, "mine").specs]
+    ids = [spec.case_id for spec in cases.plan_cases(parsed, "mine").specs]
     assert ids == ["one.png", "two.png", "two.tif"]
 
 
@@ -278,8 +278,8 @@ def test_a_protocol_of_which_no_case_could_be_made_is_refused(old: str, new: str
 def test_a_group_in_two_splits_is_refused() -> None:
     corpus = load_manifest("semcorpus")
     parsed = protocol.parse(PROTOCOL, "small.toml")
-    assert set(protocol.roles(parsed, corpus)) == {"train", "validation", "evaluation"}
+    assert set(cases.roles(parsed, corpus)) == {"train", "validation", "evaluation"}
     group = corpus.select(split="train")[0].group
     mixed = [replace(row, group=group) if row.split == "evaluation" else row for row in corpus.rows]
     with pytest.raises(InputError, match=f"same group {group}"):
-        protocol.roles(parsed, replace(corpus, rows=tuple(mixed)))
+        cases.roles(parsed, replace(corpus, rows=tuple(mixed)))

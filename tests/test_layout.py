@@ -19,6 +19,7 @@ ORDER = [
     "datasets",
     "restorer",
     "protocol",
+    "cases",
     "checks",
     "execution",
     "statistics",

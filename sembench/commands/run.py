@@ -138,8 +138,8 @@ def write_derived(plan: "RunPlan", records: "list[Record]") -> "list[SummaryRow]
 
 def _draw(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]", primary_name: str) -> None:
     from sembench import figures
+    from sembench.cases import make_case
     from sembench.micrograph import read_grid_png
-    from sembench.protocol import make_case
     from sembench.registry import METRICS, plugin
 
     primary = plugin(METRICS, primary_name).load()

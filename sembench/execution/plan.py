@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sembench.cases import CasePlan
 from sembench.errors import InputError, UnavailableError
-from sembench.protocol import CasePlan, Protocol
+from sembench.protocol import Protocol
 from sembench.registry import METRICS, find_method, needs_of, plugin, resolve_settings, suggestion
 
 

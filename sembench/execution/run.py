@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sembench import __version__
+from sembench.cases import CasePlan, CaseSpec, plan_cases
 from sembench.datasets import cache
 from sembench.errors import InputError, UnavailableError, WriteError
 from sembench.execution.plan import Row, available_metrics, default_folder, plan_rows, run_digest
@@ -26,7 +27,7 @@ from sembench.execution.records import Record, Records, pending
 from sembench.execution.worker import STORE_FAILED, THREAD_VARIABLES, Job, failure, solve, start
 from sembench.metrics import perceptual
 from sembench.micrograph import write_atomically
-from sembench.protocol import CasePlan, CaseSpec, Protocol, load, plan_cases
+from sembench.protocol import Protocol, load
 
 RUN_SCHEMA = 1
 LIBRARIES = ("numpy", "scipy", "scikit-image", "imagecodecs", "torch", "torchvision", "lpips", "pyiqa", "bm3d", "bm4d")

@@ -18,13 +18,14 @@ from typing import Any
 import numpy as np
 
 from sembench import micrograph
+from sembench.cases import Case, CaseSpec, make_case
 from sembench.errors import InputError, WriteError
 from sembench.execution.plan import Row
 from sembench.execution.records import Record
 from sembench.metrics import perceptual
 from sembench.metrics.table import MetricCase, MetricSpec, evaluate
 from sembench.optics import generator
-from sembench.protocol import Case, CaseSpec, Protocol, make_case
+from sembench.protocol import Protocol
 from sembench.registry import METRICS, load_method, plugin
 from sembench.restorer import Image, Truth, check_image
 
