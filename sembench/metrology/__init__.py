@@ -1,0 +1,1 @@
+"""Dimensions and roughness measured on images: lines, contacts, particles, spectra of edges."""
