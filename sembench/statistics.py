@@ -62,6 +62,31 @@ def mean_interval(values: ArrayLike, groups: Sequence[Hashable], *, seed: int = 
     return Interval(mean, mean - half, mean + half, count, number, "t")
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """Mean of n differences and the limits between which 95 % of them lie; no limits where there is but one."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+def limits_of_agreement(differences: ArrayLike) -> Agreement:
+    """Mean difference of two ways to measure and its limits of agreement, mean -/+ 1.96 standard deviations (ddof 1).
+
+    differences: (n,), finite, n >= 1. Raises InputError. Source: Bland and Altman, Lancet 327 (1986) 307.
+    """
+    values = np.asarray(differences, np.float64)
+    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
+        raise InputError(f"differences of shape {values.shape}: give one finite number a case")
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Agreement(mean, None, None, 1)
+    half = 1.96 * float(values.std(ddof=1))
+    return Agreement(mean, mean - half, mean + half, len(values))
+
+
 def standard_error(values: ArrayLike, groups: Sequence[Hashable]) -> float:
     """Standard error of the mean over cases, groups being independent; at least two groups.
 

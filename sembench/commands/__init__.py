@@ -5,12 +5,15 @@ from typing import Annotated
 
 import typer
 
+from sembench.commands.adapt import adapt as adapt_command
 from sembench.commands.data import data_app
 from sembench.commands.doctor import doctor as doctor_command
 from sembench.commands.images import degrade, restore
 from sembench.commands.listing import list_plugins
+from sembench.commands.measure import measure as measure_command
 from sembench.commands.phantom import phantom as phantom_command
 from sembench.commands.run import run as run_command
+from sembench.commands.train import train as train_command
 
 app = typer.Typer(
     name="sembench",
@@ -45,7 +48,10 @@ app.command("run")(run_command)
 app.command("list")(list_plugins)
 app.command("restore")(restore)
 app.command("degrade")(degrade)
+app.command("measure")(measure_command)
 app.command("phantom")(phantom_command)
+app.command("train")(train_command)
+app.command("adapt")(adapt_command)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor_command)
 
