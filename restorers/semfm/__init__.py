@@ -1,0 +1,1 @@
+"""semfm: a masked autoencoder with experts, pretrained on micrographs, adapted to restore them."""
