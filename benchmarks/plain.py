@@ -21,7 +21,7 @@ from scipy.signal import fftconvolve
 from skimage import io, restoration
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from sembench.cases import make_case, plan_cases
+from sembench.cases import plan_cases
 from sembench.datasets.cache import locate_weight
 from sembench.metrics import perceptual
 from sembench.optics import Degradation, airy_psf
@@ -153,7 +153,7 @@ def main() -> None:
     scores = Scores()
     lines = []
     for spec in plan_cases(protocol, given.data, limit=given.cases).specs:
-        case = make_case(protocol, spec)
+        case = spec.make(protocol)
         reference, degraded = case.reference.astype(np.float64), case.degraded.astype(np.float64)
         for name in given.restorers.split(","):
             path = given.out.parent / "restored" / name / f"{spec.case_id}.png"

@@ -6,3 +6,4 @@ FOLDER = Path(__file__).parent
 
 s2s = FOLDER / "s2s.toml"
 s2s_midpoint = FOLDER / "s2s_midpoint.toml"
+metrology = FOLDER / "metrology.toml"

@@ -410,7 +410,7 @@ class BlindWiener(Restorer):
     citation = "P. Whittle, Estimation and information in stationary time series, Ark. Mat. 2, 423 (1953)"
 
     class Settings(Restorer.Settings):
-        degradation: Literal["none", "paper", "broad"] = Field(
+        degradation: Literal["none", "paper", "broad", "metrology"] = Field(
             "none", description="the protocol's degradation: for `paper` its mean gain 1.045 and offset 13 are undone"
         )
         starts: int = Field(2, ge=1, le=8, description="coarse fits that are refined on all bins")

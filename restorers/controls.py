@@ -6,7 +6,7 @@ from scipy import fft
 from scipy.ndimage import gaussian_filter
 
 from sembench.errors import InputError
-from sembench.optics import RANGES, Degradation, airy_psf
+from sembench.optics import RANGES, Degradation
 from sembench.restorer import Control, Image, Truth, check_image
 
 MEAN_OFFSET = sum(RANGES["b"]) / 2
@@ -50,7 +50,7 @@ def ideal_wiener(image: NDArray[np.floating], reference: NDArray[np.floating], t
     clean = symmetric_extension(reference)
     observed = symmetric_extension(image)
     mean = clean.mean()
-    transfer = truth.a * kernel_transfer(airy_psf(truth.rx, truth.ry, truth.beta, truth.theta), clean.shape)
+    transfer = truth.a * kernel_transfer(truth.kernel(), clean.shape)
     clean_spectrum = fft.rfft2(clean - mean)
     signal = np.abs(clean_spectrum) ** 2 / clean.size
     model_noise = (truth.a * reference.astype(np.float64) + truth.b).mean() / truth.dose + truth.sigma**2

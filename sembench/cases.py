@@ -2,13 +2,15 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from sembench import micrograph, phantom
+from sembench import line_scenes, micrograph, phantom
 from sembench.datasets import cache, splits
-from sembench.datasets.manifest import Dataset, ManifestRow, load_fields
+from sembench.datasets.manifest import Dataset, ManifestRow, load_fields, load_line_images
 from sembench.errors import InputError, UnavailableError
+from sembench.line_scenes import LineTruth
 from sembench.optics import Degradation, degrade_case
 from sembench.protocol import Protocol, digest_of
 from sembench.registry import DATASETS, plugin, plugins, suggestion
@@ -19,18 +21,112 @@ PHANTOM_CASES = 100
 
 
 @dataclass(frozen=True)
-class CaseSpec:
-    """What it takes to make one case: where its image is and which part of it; no pixels."""
+class Case:
+    """One case: reference and degraded image on the grid of SCIENCE 1, how it was degraded and what is known besides.
+
+    pixel_size_nm: (x, y); truth: true edges of the lines. None where nobody knows.
+    """
 
     case_id: str
     group: str
+    reference: Image
+    degraded: Image
+    degradation: Degradation | None
+    pixel_size_nm: tuple[float, float] | None = None
+    truth: LineTruth | None = None
+
+
+@dataclass(frozen=True)
+class CaseSpec:
+    """What it takes to make one case, without its pixels."""
+
+    case_id: str
+    group: str
+
+    def make(self, protocol: Protocol) -> Case:
+        """The case itself; deterministic in (protocol seed, case id)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class PhantomSpec(CaseSpec):
+    """A simulated scene that stands in for a micrograph, degraded by the protocol."""
+
+    side: int
+
+    def make(self, protocol: Protocol) -> Case:
+        scene = phantom.corpus_scene(protocol.seed, self.case_id, self.side)
+        return _degraded(protocol, self, micrograph.to_grid(scene.image), None)
+
+
+@dataclass(frozen=True)
+class FieldSpec(CaseSpec):
+    """A rectangle of a set's image, counted from the upper left corner of what the crop leaves."""
+
     path: str
     crop: tuple[int, int, int, int]
     x: int
     y: int
     width: int
     height: int
-    crop_bottom: str = "0"
+
+    def make(self, protocol: Protocol) -> Case:
+        image = micrograph.read(Path(self.path), crop=self.crop)
+        height, width = image.pixels.shape
+        if self.x + self.width > width or self.y + self.height > height:
+            raise InputError(f"{self.path}: field {self.case_id} reaches beyond the image of {height} x {width} px")
+        field = image.pixels[self.y : self.y + self.height, self.x : self.x + self.width]
+        return _degraded(protocol, self, micrograph.to_grid(field), image.pixel_size_nm)
+
+
+@dataclass(frozen=True)
+class CentreSpec(CaseSpec):
+    """The central square of a user's own image, or all of it where it is smaller."""
+
+    path: str
+    crop_bottom: str
+    side: int
+
+    def make(self, protocol: Protocol) -> Case:
+        image = micrograph.read(Path(self.path), crop_bottom=self.crop_bottom)
+        height, width = image.pixels.shape
+        rows, columns = min(self.side, height), min(self.side, width)
+        top, left = (height - rows) // 2, (width - columns) // 2
+        field = image.pixels[top : top + rows, left : left + columns]
+        return _degraded(protocol, self, micrograph.to_grid(field), image.pixel_size_nm)
+
+
+@dataclass(frozen=True)
+class LineSceneSpec(CaseSpec):
+    """A phantom scene of rough lines with known truth."""
+
+    def make(self, protocol: Protocol) -> Case:
+        made = line_scenes.phantom_lines(protocol.seed, self.case_id)
+        return Case(self.case_id, self.group, made.reference, made.degraded, made.degradation, None, made.truth)
+
+
+@dataclass(frozen=True)
+class RealLinesSpec(CaseSpec):
+    """A real image of lines, degraded at a given contrast-to-noise ratio."""
+
+    path: str
+    crop: tuple[int, int, int, int]
+    contrast: float
+    space_level: float
+    line_level: float
+    pitch: float
+
+    def make(self, protocol: Protocol) -> Case:
+        image = micrograph.read(Path(self.path), crop=self.crop)
+        made = line_scenes.real_lines(
+            image.pixels, self.space_level, self.line_level, self.pitch, self.contrast, protocol.seed, self.case_id
+        )
+        return Case(self.case_id, self.group, made.reference, made.degraded, made.degradation, image.pixel_size_nm)
+
+
+def _degraded(protocol: Protocol, spec: CaseSpec, reference: Image, pixel_size_nm: tuple[float, float] | None) -> Case:
+    degraded, parameters = degrade_case(reference, protocol.seed, spec.case_id, protocol.degradation.fixed)
+    return Case(spec.case_id, spec.group, reference, micrograph.to_grid(degraded), parameters, pixel_size_nm)
 
 
 @dataclass(frozen=True)
@@ -43,20 +139,12 @@ class CasePlan:
     notices: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Case:
-    """One case: the reference and the degraded image on the grid of SCIENCE 1, and the true parameters."""
-
-    case_id: str
-    group: str
-    reference: Image
-    degraded: Image
-    degradation: Degradation | None
+Spec = TypeVar("Spec", bound=CaseSpec)
 
 
-def round_robin(specs: Iterable[CaseSpec]) -> tuple[CaseSpec, ...]:
+def round_robin(specs: Iterable[Spec]) -> tuple[Spec, ...]:
     """The first of every group, then the second of every group, and so on; groups in order of appearance."""
-    groups: dict[str, list[CaseSpec]] = {}
+    groups: dict[str, list[Spec]] = {}
     for spec in specs:
         groups.setdefault(spec.group, []).append(spec)
     rounds = max((len(group) for group in groups.values()), default=0)
@@ -93,28 +181,61 @@ def plan_cases(
             f"give --data {protocol.data.set}, phantom or a folder"
         )
     try:
-        return _dataset_plan(protocol, plugin(DATASETS, name).load()(), limit)
+        dataset = plugin(DATASETS, name).load()()
+        plan_set = _line_plan if protocol.data.scenes == "lines" else _dataset_plan
+        return plan_set(protocol, dataset, limit)
     except UnavailableError as error:
         if require_real or protocol.data.fallback is None:
             raise
         plan = _phantom_plan(protocol, limit)
-        notice = f"the real images of {name} cannot be had ({error}); running on the phantom instead"
+        instead = "running on the phantom scenes alone" if protocol.data.scenes else "running on the phantom instead"
+        notice = f"the real images of {name} cannot be had ({error}); {instead}"
         return CasePlan(plan.data, plan.digest, plan.specs, (notice,))
 
 
-def _ordered(protocol: Protocol, specs: Iterable[CaseSpec], limit: int | None) -> tuple[CaseSpec, ...]:
+def _ordered(protocol: Protocol, specs: Iterable[Spec], limit: int | None) -> tuple[Spec, ...]:
     ordered = round_robin(specs) if protocol.order == "round_robin" else tuple(specs)
     return ordered[:limit]
 
 
 def _phantom_plan(protocol: Protocol, limit: int | None) -> CasePlan:
+    if protocol.data.scenes == "lines":
+        digest = digest_of([PHANTOM, phantom.VERSION, line_scenes.VERSION, protocol.seed, line_scenes.SCENES])
+        return CasePlan(PHANTOM, digest, _ordered(protocol, _line_scenes(), limit))
     side = protocol.data.size
-    specs = [
-        CaseSpec(case_id, case_id, PHANTOM, (0, 0, 0, 0), 0, 0, side, side)
-        for case_id in (f"P{i:03d}" for i in range(1, PHANTOM_CASES + 1))
-    ]
+    specs = [PhantomSpec(name, name, side) for name in (f"P{i:03d}" for i in range(1, PHANTOM_CASES + 1))]
     digest = digest_of([PHANTOM, phantom.VERSION, protocol.seed, side, PHANTOM_CASES])
     return CasePlan(PHANTOM, digest, _ordered(protocol, specs, limit))
+
+
+def _line_scenes() -> list[CaseSpec]:
+    return [LineSceneSpec(name, name) for name in line_scenes.scene_ids()]
+
+
+def _line_plan(protocol: Protocol, dataset: Dataset, limit: int | None) -> CasePlan:
+    """Real images of lines, each at its contrasts, and the phantom scenes after the first of each."""
+    rows = {row.file: row for row in dataset.rows}
+    listed = load_line_images()
+    digest = digest_of(
+        [
+            [phantom.VERSION, line_scenes.VERSION, protocol.seed, line_scenes.SCENES],
+            [[*astuple(image), rows[image.file].sha256, rows[image.file].crop_px] for image in listed],
+        ]
+    )
+    real = [
+        RealLinesSpec(
+            case_id=image.case_id,
+            group=image.group,
+            path=str(cache.locate(dataset, rows[image.file])),
+            crop=rows[image.file].crop_px,
+            contrast=image.contrast,
+            space_level=image.space_level,
+            line_level=image.line_level,
+            pitch=image.pitch_px,
+        )
+        for image in listed
+    ]
+    return CasePlan(dataset.name, digest, _ordered(protocol, [*real, *_line_scenes()], limit))
 
 
 def _folder_plan(protocol: Protocol, folder: Path, limit: int | None, crop_bottom: str) -> CasePlan:
@@ -131,8 +252,7 @@ def _folder_plan(protocol: Protocol, folder: Path, limit: int | None, crop_botto
     stems = [micrograph.image_stem(file) for file in files]
     names = stems if len(set(stems)) == len(stems) else [file.name for file in files]
     specs = [
-        CaseSpec(name, name, str(file.resolve()), (0, 0, 0, 0), -1, -1, side, side, crop_bottom)
-        for name, file in zip(names, files, strict=True)
+        CentreSpec(name, name, str(file.resolve()), crop_bottom, side) for name, file in zip(names, files, strict=True)
     ]
     digest = digest_of([side, crop_bottom, [[file.name, sha256] for file, sha256 in zip(files, hashes, strict=True)]])
     notice = (
@@ -182,31 +302,8 @@ def _dataset_plan(protocol: Protocol, dataset: Dataset, limit: int | None) -> Ca
         ]
     )
     placed = [
-        CaseSpec(f.field_id, f.group, f.file, evaluation[f.file].crop_px, f.x, f.y, f.width, f.height) for f in fields
+        FieldSpec(f.field_id, f.group, f.file, evaluation[f.file].crop_px, f.x, f.y, f.width, f.height) for f in fields
     ]
     chosen = _ordered(protocol, placed, limit)
     paths = {file: str(cache.locate(dataset, evaluation[file])) for file in dict.fromkeys(spec.path for spec in chosen)}
-    specs = tuple(CaseSpec(s.case_id, s.group, paths[s.path], s.crop, s.x, s.y, s.width, s.height) for s in chosen)
-    return CasePlan(dataset.name, digest, specs)
-
-
-def reference_field(protocol: Protocol, spec: CaseSpec) -> Image:
-    """The reference of one case on the grid: cut from its file, or a phantom scene."""
-    if spec.path == PHANTOM:
-        return micrograph.to_grid(phantom.corpus_scene(protocol.seed, spec.case_id, spec.width).image)
-    pixels = micrograph.read(Path(spec.path), crop=spec.crop, crop_bottom=spec.crop_bottom).pixels
-    height, width = pixels.shape
-    if spec.x < 0:
-        rows, columns = min(spec.height, height), min(spec.width, width)
-        top, left = (height - rows) // 2, (width - columns) // 2
-        return micrograph.to_grid(pixels[top : top + rows, left : left + columns])
-    if spec.x + spec.width > width or spec.y + spec.height > height:
-        raise InputError(f"{spec.path}: field {spec.case_id} reaches beyond the image of {height} x {width} px")
-    return micrograph.to_grid(pixels[spec.y : spec.y + spec.height, spec.x : spec.x + spec.width])
-
-
-def make_case(protocol: Protocol, spec: CaseSpec) -> Case:
-    """Make one case; deterministic in (protocol seed, case id)."""
-    reference = reference_field(protocol, spec)
-    degraded, parameters = degrade_case(reference, protocol.seed, spec.case_id, protocol.degradation.fixed)
-    return Case(spec.case_id, spec.group, reference, micrograph.to_grid(degraded), parameters)
+    return CasePlan(dataset.name, digest, tuple(replace(spec, path=paths[spec.path]) for spec in chosen))

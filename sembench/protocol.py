@@ -27,7 +27,9 @@ class DataPart(_Part):
     validation: str = "validation"
     evaluation: str = "evaluation"
     fields: str | None = Field(None, description="name of the frozen list of evaluation fields; none: whole images")
+    training_set: str | None = Field(None, description="data set of the training images; none: the same set")
     training_fields: str | None = Field(None, description="name of the frozen list of training images")
+    scenes: Literal["lines"] | None = Field(None, description="phantom scenes with truth that belong to the cases")
     size: int = Field(512, ge=192, le=4096, description="side of the field cut from a phantom or a user's image, px")
     fallback: Literal["phantom"] | None = "phantom"
 
@@ -43,7 +45,10 @@ class DataPart(_Part):
 class DegradationPart(_Part):
     """The named degradation and the parameters that are fixed."""
 
-    name: Literal["paper"] = "paper"
+    name: Literal["paper", "metrology"] = "paper"
+    training: Literal["paper", "broad"] | None = Field(
+        None, description="degradation that learned methods are trained with; none: the same"
+    )
     fixed: dict[str, float] = Field(default_factory=dict)
 
     @field_validator("fixed")
@@ -72,10 +77,14 @@ class MetricsPart(_Part):
 
     primary: str
     names: tuple[str, ...]
+    table: tuple[str, ...] | None = Field(None, description="those that the printed table shows; none: all")
 
     @model_validator(mode="after")
     def _known(self) -> "MetricsPart":
         known = plugins(METRICS)
+        for name in self.table or ():
+            if name not in self.names:
+                raise ValueError(f"metric {name!r} of table is not among names: {suggestion(name, self.names)}")
         for name in self.names:
             if name not in known:
                 raise ValueError(f"unknown metric {name!r}: {suggestion(name, known)}")
@@ -118,13 +127,18 @@ class Protocol(_Part):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the parsed protocol, independent of comments and order of keys."""
-        return digest_of(self.model_dump(mode="json"))
+        """SHA-256 of the parsed protocol, independent of comments, order of keys and keys that say nothing (none)."""
+        return digest_of(self.model_dump(mode="json", exclude_none=True))
 
     @property
     def degradation_name(self) -> str:
         """The name that restorers see."""
         return self.degradation.name
+
+    @property
+    def training_degradation(self) -> str:
+        """The degradation that learned methods are trained with."""
+        return self.degradation.training or self.degradation.name
 
 
 def digest_of(value: Any) -> str:

@@ -1,17 +1,32 @@
 """The plugin API: what a restoration method is, and what it may ask for."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from sembench.errors import InputError
-from sembench.optics import Degradation
+from sembench.optics import (
+    DEGRADATIONS,
+    LARGEST_RADIUS,
+    UNBLURRED,
+    Degradation,
+    add_noise,
+    blurred_signal,
+    generator,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from torch import Tensor
 
 Image = NDArray[np.float32]
 """float32 (H, W), gray levels 0..255, finite."""
@@ -71,9 +86,33 @@ class Method:
 
 
 class Restorer(Method):
-    """A method that turns a degraded image into a restored one, seeing nothing else."""
+    """A method that turns a degraded image into a restored one, seeing nothing else.
+
+    A method that learns has in addition `fit(self, training: TrainingSet, /) -> None`, which sets `state`; the suite
+    keeps the state in its cache and sets it again, so `restore` must not need anything else that `fit` made. It may
+    have `weights_digest(settings) -> str`, the SHA-256 of pretrained weights that it starts from. A method that learns
+    and has settings `degradation` and `seed` is fitted by them.
+    """
 
     kind = "restorer"
+    state: "dict[str, Tensor] | None" = None
+    """What `fit` learned, as torch tensors; None before."""
+    report: dict[str, Any] | None = None
+    """What `fit` has to tell of itself: plain values, such as steps, seconds, parameters and the learning curve."""
+    device: str = "cpu"
+    """Where torch computes: `cpu`, `cuda` or `cuda:N`."""
+    settings_after_fit: ClassVar[tuple[str, ...]] = ()
+    """Names of settings that `restore` alone uses, so that a fit does not depend on them."""
+
+    @classmethod
+    def learns(cls) -> bool:
+        """Whether the method has a `fit`."""
+        return callable(getattr(cls, "fit", None))
+
+    @classmethod
+    def weights_digest(cls, settings: Any) -> str:
+        """SHA-256 of the pretrained weights that these settings use; empty where there are none."""
+        return ""
 
     def restore(self, image: Image, /) -> Image:
         """Restore one image.
@@ -92,6 +131,191 @@ class Control(Method):
     def restore(self, image: Image, truth: Truth, /) -> Image:
         """Restore one image, the truth given; arrays as for Restorer.restore."""
         raise InputError(f"{type(self).__name__} has no restore(image, truth) method: write one")
+
+
+PATCH_SIDE = 224
+"""Side of a training patch (px)."""
+
+PATCH_MARGIN = 96
+"""Real surroundings of a training patch (px) that its blur sees: half the widest kernel."""
+
+PAPER_CROPS = (128, 256, 512, 1024)
+"""Sides (px) of the crops that the paper resizes to a patch."""
+
+VALIDATION_PATCHES = 32
+"""Fixed patches by which a fit selects its state."""
+
+VALIDATION_SEED = 2604
+"""Seed of the validation patches, whatever the fit's seed."""
+
+BUDGETS = {"quick": 200, "standard": 4000, "long": 20_000}
+"""Steps of the named budgets."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a method may learn: a number of steps of `batch` patches, or of minutes, which is for trying things."""
+
+    name: str
+    steps: int | None
+    batch: int = 4
+    minutes: float | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Budget":
+        """The budget `quick`, `standard`, `long`, or `<N>min`; InputError for anything else."""
+        if name in BUDGETS:
+            return cls(name, BUDGETS[name])
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)min", name)
+        if found is None or not 0 < float(found[1]) <= 100_000:
+            raise InputError(f"budget {name!r} is not known: give {', '.join(BUDGETS)}, or minutes as in 10min")
+        return cls(name, None, minutes=float(found[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Patch:
+    """One training example; images are float32 (224, 224), gray levels 0..255.
+
+    clean: cut from a micrograph; degraded: one noisy draw; second: an independent second draw of the noise on the same
+    blurred patch; degradation: its parameters, radii in px of the patch. surroundings: the degraded area, `margin` px
+    wider on every side, whose middle `degraded` is: what a method may read an image's spectrum off.
+    """
+
+    clean: Image
+    degraded: Image
+    second: Image
+    degradation: Degradation | None
+    surroundings: Image
+    margin: int
+
+
+@dataclass(frozen=True)
+class FitProgress:
+    """How far a fit has come: step of steps (None: by minutes), the losses, seconds left, share of time waiting."""
+
+    step: int
+    steps: int | None
+    loss: float
+    validation: float | None
+    seconds_left: float
+    waiting: float
+
+
+Crops = Literal["native", "mixed", "paper"]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What a method may learn from: patches degraded on the fly, a validation set, a budget, a seed, a device.
+
+    images, validation: clean micrographs, float32 (H, W), gray levels 0..255, any size; degradation: `paper` or
+    `broad`; seed: of the patches and of the method's own random draws; folder: where checkpoints and the learning curve
+    may be kept (None: nowhere); on_progress: to be told how far the fit has come.
+    """
+
+    images: tuple[Image, ...]
+    validation: tuple[Image, ...]
+    degradation: str = "paper"
+    budget: Budget = Budget("standard", BUDGETS["standard"])
+    seed: int = 0
+    device: str = "cpu"
+    folder: Path | None = None
+    on_progress: Callable[[FitProgress], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.degradation not in DEGRADATIONS:
+            raise InputError(f"degradation {self.degradation!r} is not known: give {' or '.join(DEGRADATIONS)}")
+        for what, images in (("training", self.images), ("validation", self.validation)):
+            if not images:
+                raise InputError(f"no {what} images: give at least one")
+            for image in images:
+                check_image(image)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pixels, in order."""
+        hasher = hashlib.sha256()
+        for role, images in ((b"train", self.images), (b"validation", self.validation)):
+            for image in images:
+                hasher.update(role + repr(image.shape).encode())
+                hasher.update(np.ascontiguousarray(image, dtype=np.float32).tobytes())
+        return hasher.hexdigest()
+
+    def for_worker(self) -> "TrainingSet":
+        """The same patches without what another process cannot be told."""
+        return replace(self, on_progress=None, folder=None)
+
+    def batch(self, step: int, *, crops: Crops = "native") -> list[Patch]:
+        """The patches of one step, from 0 on: always the same for (seed, step), images and degradation.
+
+        crops: `native` cuts at scale 1; `paper` resizes crops of PAPER_CROPS that fit the image to a patch; `mixed`
+        does so with half of the patches. A resized crop is resized clean, then degraded as it would have been before:
+        radii and the noise's standard deviation shrink with it; where it grows the radii do, the noise does not.
+        """
+        return [self._patch(self.images, self.seed, f"{step}.{i}", crops) for i in range(self.budget.batch)]
+
+    def validation_patches(self) -> list[Patch]:
+        """The fixed patches, at scale 1, by which a state is selected; the same for every seed and budget."""
+        return [
+            self._patch((self.validation[i % len(self.validation)],), VALIDATION_SEED, f"validation.{i}", "native")
+            for i in range(VALIDATION_PATCHES)
+        ]
+
+    def _patch(self, images: tuple[Image, ...], seed: int, patch_id: str, crops: Crops) -> Patch:
+        rng = generator(seed, patch_id, "patch")
+        image = images[int(rng.integers(len(images)))]
+        scale = _crop_scale(generator(seed, patch_id, "scale"), image, crops)
+        side = round(PATCH_SIDE / scale)
+        y, x = (_offset(rng, length, side) for length in image.shape)
+        turn, flip = int(rng.integers(4)), bool(rng.integers(2))
+        margin = round(PATCH_MARGIN / scale)
+        area = image[
+            np.ix_(*(_reflected(s - margin, s + side + margin, n) for s, n in zip((y, x), image.shape, strict=True)))
+        ]
+        area = np.rot90(area, turn)
+        area = np.ascontiguousarray(area[:, ::-1] if flip else area)
+        parameters = DEGRADATIONS[self.degradation](rng)
+        if scale != 1:
+            area = _resized(area, PATCH_SIDE + 2 * PATCH_MARGIN)
+            parameters = _rescaled(parameters, scale)
+        signal = blurred_signal(area, parameters)
+        inner = (slice(PATCH_MARGIN, -PATCH_MARGIN),) * 2
+        wide = np.clip(add_noise(signal, parameters, rng), 0, 255).astype(np.float32)
+        second = np.clip(add_noise(signal[inner], parameters, rng), 0, 255).astype(np.float32)
+        return Patch(area[inner].copy(), wide[inner].copy(), second, parameters, wide, PATCH_MARGIN)
+
+
+def _crop_scale(rng: np.random.Generator, image: Image, crops: Crops) -> float:
+    """Patch pixels a pixel of the image."""
+    fitting = [side for side in PAPER_CROPS if side <= min(image.shape)]
+    if crops == "native" or not fitting or (crops == "mixed" and rng.uniform() < 0.5):
+        return 1.0
+    return PATCH_SIDE / fitting[int(rng.integers(len(fitting)))]
+
+
+def _offset(rng: np.random.Generator, length: int, side: int) -> int:
+    return int(rng.integers(length - side + 1)) if length >= side else -((side - length) // 2)
+
+
+def _reflected(start: int, stop: int, length: int) -> NDArray[np.intp]:
+    """Indices start..stop - 1 of an axis that goes on by reflection, the edge pixel not repeated."""
+    period = 2 * (length - 1)
+    return np.abs((np.arange(start, stop) + length - 1) % period - (length - 1))
+
+
+def _resized(area: Image, side: int) -> Image:
+    """A square area resized to `side` px by a bicubic filter that is as wide as the coarser of the two grids."""
+    from PIL import Image as Picture
+
+    picture = Picture.fromarray(area, mode="F").resize((side, side), Picture.Resampling.BICUBIC)
+    return np.clip(np.asarray(picture, dtype=np.float32), 0, 255)
+
+
+def _rescaled(parameters: Degradation, scale: float) -> Degradation:
+    """The degradation as it looks after resizing by `scale`; shrinking averages the noise of 1/scale^2 pixels."""
+    shrink = min(scale, 1.0)
+    radii = {name: min(max(getattr(parameters, name) * scale, UNBLURRED), LARGEST_RADIUS) for name in ("rx", "ry")}
+    return replace(parameters, **radii, sigma=parameters.sigma * shrink, dose=parameters.dose / shrink**2)
 
 
 def check_image(image: NDArray[Any], *, smallest: int = SMALLEST_SIDE) -> None:

@@ -19,7 +19,10 @@ CASE_COLUMNS = ("restorer", "settings", "case", "group", "status")
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One restorer's line: how many cases it solved and failed, and for each metric the mean with its interval."""
+    """One restorer's line: how many cases it solved and failed, and for each metric the mean with its interval.
+
+    undefined: for each metric the solved cases that it applies to and has no value for: shown as crosses.
+    """
 
     row: Row
     solved: int
@@ -41,7 +44,8 @@ def summarise(rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[
         undefined: dict[str, int] = {}
         for name in metrics:
             valued = [record for record in solved if record["metrics"].get(name) is not None]
-            undefined[name] = len(solved) - len(valued)
+            applicable = [record for record in solved if name not in record.get("inapplicable", ())]
+            undefined[name] = len(applicable) - len(valued)
             intervals[name] = (
                 mean_interval([r["metrics"][name] for r in valued], [r["group"] for r in valued]) if valued else None
             )

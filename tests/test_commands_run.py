@@ -253,7 +253,7 @@ def test_a_folder_never_passes_for_a_data_set(bench: Path, monkeypatch: pytest.M
     assert cases.plan_cases(parsed, "./phantom").data == "folder-phantom"
     assert cases.plan_cases(parsed, "./semcorpus").data == "folder-semcorpus"
     assert cases.plan_cases(parsed, "mine").data == "mine"
-    assert cases.plan_cases(parsed, "phantom").specs[0].path == "phantom"
+    assert isinstance(cases.plan_cases(parsed, "phantom").specs[0], cases.PhantomSpec)
     with pytest.raises(InputError, match="fields is missing"):
         cases.plan_cases(parsed)
     shutil.copy(bench / "mine" / "one.png", bench / "mine" / "two.png")

@@ -13,6 +13,7 @@ ORDER = [
     "micrograph",
     "optics",
     "phantom",
+    "line_scenes",
     "alignment",
     "metrology",
     "metrics",
@@ -23,12 +24,16 @@ ORDER = [
     "checks",
     "execution",
     "statistics",
+    "measurement",
+    "measurement_tables",
+    "trend",
     "results",
     "figures",
+    "report",
     "leaderboard",
     "commands",
 ]
-SHARED_BY_RESTORERS = {"fitting", "unet", "blind_wiener", "semfm", "fixed_kernel", "noise_level"}
+SHARED_BY_RESTORERS = {"fitting", "batches", "unet", "blind_wiener", "semfm", "fixed_kernel", "noise_level"}
 
 
 def imported(path: Path) -> set[str]:

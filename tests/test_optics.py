@@ -11,6 +11,17 @@ from scipy.special import j1, jv
 
 from sembench import optics
 from sembench.errors import InputError
+from sembench.optics import (
+    LARGEST_RADIUS,
+    MIDPOINT,
+    UNBLURRED,
+    BroadDegradation,
+    add_noise,
+    blurred_signal,
+    degrade,
+    draw,
+    draw_broad,
+)
 
 ORDER = ["rx", "ry", "beta", "theta", "a", "b", "sigma", "dose"]
 QUIET = {"rx": 1.5, "ry": 2.5, "beta": 2.0, "theta": 0.4, "a": 1.05, "b": 10.0, "sigma": 3.0, "dose": 5.0}
@@ -212,3 +223,56 @@ def test_unknown_fixed_parameter_is_refused() -> None:
 def test_kernel_refuses_a_radius_of_zero() -> None:
     with pytest.raises(InputError, match="radii"):
         optics.airy_psf(0, 1)
+
+
+def test_broad_draws_have_the_frequencies_of_the_science() -> None:
+    rng = np.random.default_rng(4)
+    drawn = [draw_broad(rng) for _ in range(6000)]
+    blurred = [d for d in drawn if d.rx != UNBLURRED]
+    radii = np.array([math.sqrt(d.rx * d.ry) for d in blurred])
+    assert 1 - len(blurred) / len(drawn) == pytest.approx(0.15, abs=0.015)
+    assert np.mean(radii < 8) == pytest.approx(0.7, abs=0.02)
+    assert np.median(radii[radii < 8]) == pytest.approx(2.0, rel=0.06)
+    assert np.mean(radii[radii > 8.2]) == pytest.approx(19, abs=0.6)
+    ratios = np.array([math.log(d.rx / d.ry) for d in blurred if max(d.rx, d.ry) < LARGEST_RADIUS])
+    assert np.abs(ratios).max() <= 0.4 + 1e-9
+    assert ratios.std() == pytest.approx(0.8 / math.sqrt(12), rel=0.03)
+    assert max(max(d.rx, d.ry) for d in drawn) <= LARGEST_RADIUS
+    for name, low, high in (("a", 0.8, 1.2), ("b", -25, 25), ("sigma", 1, 20)):
+        values = np.array([getattr(d, name) for d in drawn])
+        assert low <= values.min() < values.max() <= high
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
+    doses = np.log([d.dose for d in drawn])
+    assert np.exp(doses.mean()) == pytest.approx(math.sqrt(0.05 * 50), rel=0.12)
+    correlations = np.array([d.noise_correlation for d in drawn])
+    assert np.mean(correlations > 0) == pytest.approx(0.5, abs=0.025)
+    assert correlations[correlations > 0].min() >= 0.3
+    assert correlations.max() <= 1.2
+
+
+def test_no_blur_is_no_blur() -> None:
+    image = np.random.default_rng(0).uniform(0, 255, (40, 50)).astype(np.float32)
+    parameters = BroadDegradation(UNBLURRED, UNBLURRED, 1.95, 0.3, 1.0, 0.0, 1.0, 50.0)
+    np.testing.assert_allclose(degrade(image, parameters, None), image, atol=1e-4)
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.3, 0.7, 1.2])
+def test_correlated_noise_keeps_its_deviation_and_runs_along_x(correlation: float) -> None:
+    """White noise under a Gaussian has the autocorrelation exp(-lag^2 / (4 sigma^2)), where sigma is not small."""
+    parameters = BroadDegradation(2, 2, 1.95, 0, 1, 0, 4.0, 10.0, noise_correlation=correlation)
+    noise = add_noise(np.full((700, 700), 100.0), parameters, np.random.default_rng(2)) - 100
+    assert noise.std() == pytest.approx(math.sqrt(100 / 10 + 16), rel=0.01)
+    assert noise.mean() == pytest.approx(0, abs=0.05)
+    along, across = (float((noise * np.roll(noise, 1, axis)).mean() / noise.var()) for axis in (1, 0))
+    assert across == pytest.approx(0, abs=0.01)
+    assert along == pytest.approx(math.exp(-1 / (4 * correlation**2)) if correlation > 0.5 else 0, abs=0.02)
+
+
+def test_the_fast_blur_is_the_forward_model() -> None:
+    rng = np.random.default_rng(0)
+    image = rng.uniform(0, 255, (230, 201)).astype(np.float32)
+    for parameters in (draw(rng), draw(rng), draw_broad(rng), draw_broad(rng)):
+        fast = np.clip(blurred_signal(image, parameters), 0, 255)
+        np.testing.assert_allclose(fast, degrade(image, parameters, None), atol=2e-3)
+    with pytest.raises(InputError, match="too small for a kernel"):
+        blurred_signal(image[:46], MIDPOINT)

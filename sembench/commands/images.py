@@ -77,6 +77,9 @@ def restore(
     restorer: Annotated[str, typer.Option(help="A restorer's name, or FILE.py:Class.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="FILE.tif, .npy or .png; a folder gets NAME.tif.")],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="What a restorer learnt: a file of `sembench adapt`; else what ships for broad.")
+    ] = None,
     crop_bottom: CropBottom = "0",
     value_range: Range = None,
     picture: Annotated[
@@ -88,7 +91,7 @@ def restore(
     from sembench.errors import CasesFailed, SembenchError, WriteError
 
     jobs = _jobs(source, output, picture)
-    method, given = _load_restorer(restorer, settings or [])
+    method, given = _load_restorer(restorer, settings or [], state)
     records = []
     for image, target, side_by_side in _progress(jobs):
         try:
@@ -149,7 +152,7 @@ def _jobs(source: Path, output: Path, picture: Path | None) -> list[tuple[Path, 
     return jobs
 
 
-def _load_restorer(restorer: str, settings: list[str]) -> tuple[Any, dict[str, str]]:
+def _load_restorer(restorer: str, settings: list[str], state: Path | None = None) -> tuple[Any, dict[str, str]]:
     from sembench.errors import InputError, UnavailableError
     from sembench.registry import load_method
 
@@ -165,7 +168,31 @@ def _load_restorer(restorer: str, settings: list[str]) -> tuple[Any, dict[str, s
     missing = type(method).needs(method.settings)
     if missing:
         raise UnavailableError(f"restorer {restorer} is not available: {missing[0]}")
+    _load_state(restorer, method, state)
     return method, given
+
+
+def _load_state(restorer: str, method: Any, state: Path | None) -> None:
+    """Give a restorer that learns what it learnt: the file named, else the state that ships for real images."""
+    from sembench.errors import InputError, UnavailableError
+    from sembench.execution.fits import find_shipped, load_state
+    from sembench.registry import find_method
+
+    if not method.learns():
+        if state is not None:
+            raise InputError(f"--state {state}: restorer {restorer} does not learn: leave it out")
+        return
+    if state is not None:
+        method.state = load_state(state)
+        return
+    degradation = getattr(method.settings, "degradation", "none")
+    shipped = find_shipped(find_method(restorer), method.settings, "broad" if degradation == "none" else degradation)
+    if shipped is None:
+        raise UnavailableError(
+            f"restorer {restorer} is not fitted and no state ships for these settings: "
+            f"fit it with `sembench adapt {restorer}` and give its file with --state"
+        )
+    method.state = load_state(shipped.path, shipped.sha256)
 
 
 def _restore_one(

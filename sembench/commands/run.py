@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
     from sembench.execution.records import Record
     from sembench.execution.run import RunPlan
+    from sembench.restorer import FitProgress
     from sembench.results import SummaryRow
 
 DEFAULT_RESTORERS = (
     "input,gaussian,median,tv,richardson_lucy,wiener,bm3d,blind_wiener,affine,gaussian_affine,ideal_wiener"
 )
+
+FEWEST_TO_STACK = 8
+"""Beyond so many metrics their names stand in several lines, so that the table stays narrow."""
 
 
 def run(
@@ -53,6 +57,13 @@ def run(
     skip_unavailable: Annotated[
         bool, typer.Option("--skip-unavailable", help="Leave out restorers that cannot run here.")
     ] = False,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="How long methods may learn: quick, standard, long, or 10min.", show_default="the protocol's"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda or cuda:N.")] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -64,6 +75,7 @@ def run(
 
     from sembench.errors import CasesFailed, InputError
     from sembench.execution.run import RunRequest, command_line, execute, prepare
+    from sembench.report import write_derived
 
     names = tuple(name.strip() for name in restorer.split(",") if name.strip())
     if not names:
@@ -81,6 +93,8 @@ def run(
         require_real=require_real,
         crop_bottom=crop_bottom,
         skip_unavailable=skip_unavailable or restorer == DEFAULT_RESTORERS,
+        budget=budget,
+        device=device,
         command=command_line(),
     )
     notes = Console(stderr=True, highlight=False)
@@ -92,7 +106,7 @@ def run(
         return
     try:
         with _progress(plan, notes) as listener:
-            records = execute(plan, request, listener)
+            records = execute(plan, request, listener, FitReporter(notes))
     except KeyboardInterrupt:
         notes.print(
             f"interrupted; what is done lies in {plan.folder}: the same command goes on from there",
@@ -118,70 +132,6 @@ def run(
             f"{len(failed)} of {len(records)} cases failed, the rest is in {plan.folder}; "
             "reasons in cases.csv, again with --retry-failed"
         )
-
-
-def write_derived(plan: "RunPlan", records: "list[Record]") -> "list[SummaryRow]":
-    """Remake every file of the run folder that follows from its records; returns the summary in table order."""
-    from sembench import results
-    from sembench.registry import METRICS, plugin
-
-    primary_name = plan.protocol.metrics.primary
-    if primary_name not in plan.metrics:
-        primary_name = plan.metrics[0]
-    primary = plugin(METRICS, primary_name).load()
-    summary = results.ordered(results.summarise(plan.rows, records, plan.metrics), primary)
-    results.write_cases(plan.folder / "cases.csv", plan.rows, records, plan.metrics)
-    results.write_summary(plan.folder / "summary.csv", summary, plan.metrics)
-    _draw(plan, summary, records, primary_name)
-    return summary
-
-
-def _draw(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]", primary_name: str) -> None:
-    from sembench import figures
-    from sembench.cases import make_case
-    from sembench.micrograph import read_grid_png
-    from sembench.registry import METRICS, plugin
-
-    primary = plugin(METRICS, primary_name).load()
-    label = f"{primary.title} ({primary.unit})" if primary.unit else primary.title
-    where = f"{plan.protocol.name} on {plan.cases.data}"
-    rows, controls = [], {}
-    for line in summary:
-        interval = line.metrics[primary_name]
-        if interval is None:
-            continue
-        if line.row.kind == "control":
-            if line.row.name != "oracle":
-                controls[line.row.name] = interval.mean
-        else:
-            rows.append((line.row.name, interval.mean, interval.low, interval.high))
-    if rows:
-        figures.intervals(
-            plan.folder / "figures" / f"{primary_name}.png", f"{where}: mean and 95 % interval", label, rows, controls
-        )
-    spec = plan.cases.specs[0]
-    solved = {r["row"]: r for r in records if r["case"] == spec.case_id and r["status"] == "ok"}
-    if not solved:
-        return
-    case = make_case(plan.protocol, spec)
-    images, captions = {}, {}
-    if not any(line.row.name == "input" for line in summary):
-        images["input"] = case.degraded
-    for line in sorted(summary, key=lambda line: line.row.name != "input"):
-        record = solved.get(line.row.row_id)
-        if record is None:
-            continue
-        images[line.row.name] = read_grid_png(plan.folder / record["image"])
-        value = record["metrics"].get(primary_name)
-        captions[line.row.name] = "" if value is None else f"{value:.2f} {primary.unit}".rstrip()
-    images["reference"] = case.reference
-    figures.panel(
-        plan.folder / "figures" / "panel.png",
-        f"{where}, case {spec.case_id}; under each name: {label}",
-        images,
-        captions,
-        case.reference,
-    )
 
 
 class _progress:
@@ -228,6 +178,34 @@ class _progress:
             self.bar.stop()
 
 
+class FitReporter:
+    """Progress of fits in plain lines: every ten seconds, and at each validation."""
+
+    def __init__(self, notes: "Console") -> None:
+        self.notes = notes
+        self.reported = 0.0
+
+    def __call__(self, name: str, told: "FitProgress | None", notice: str) -> None:
+        import time
+
+        from rich.markup import escape
+
+        if told is None:
+            text = f"[yellow]notice:[/] {escape(notice)}" if notice else f"fitting {escape(name)}"
+            self.notes.print(text, soft_wrap=True)
+            return
+        steps = f" of {told.steps}" if told.steps else ""
+        validation = f", validation {told.validation:.5f}" if told.validation is not None else ""
+        now = time.monotonic()
+        if now - self.reported > 10 or told.validation is not None:
+            self.reported = now
+            self.notes.print(
+                f"{escape(name)}: step {told.step}{steps}, about {told.seconds_left:.0f} s left, loss {told.loss:.5f}"
+                f"{validation}, {told.waiting:.0%} of the time waiting for patches",
+                soft_wrap=True,
+            )
+
+
 def _show_plan(plan: "RunPlan", json_: bool) -> None:
     import json
 
@@ -239,6 +217,11 @@ def _show_plan(plan: "RunPlan", json_: bool) -> None:
         "restorers": [row.row_id for row in plan.rows],
         "metrics": list(plan.metrics),
     }
+    if plan.fit_plans:
+        from sembench.execution.fits import find
+
+        found = {row_id: find(fit) for row_id, fit in plan.fit_plans.items()}
+        described["fits"] = [f"{row_id}: {state.source if state else 'to be made'}" for row_id, state in found.items()]
     if json_:
         typer.echo(json.dumps(described, indent=2))
         return
@@ -259,12 +242,14 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
         title_justify="left",
         header_style="bold",
     )
-    table.add_column("restorer")
-    shown = [name for name in specs if not name.startswith(("match_", "residual_"))]
+    table.add_column("restorer", no_wrap=True)
+    listed = plan.protocol.metrics.table or plan.metrics
+    shown = [name for name in listed if name in specs and not name.startswith(("match_", "residual_"))]
     arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
     for name in shown:
         unit = f"\n{specs[name].unit}" if specs[name].unit else ""
-        table.add_column(f"{name}{arrows[specs[name].better]}{unit}", justify="right", no_wrap=True)
+        heading = name.replace("_", "\n") if len(shown) > FEWEST_TO_STACK else name
+        table.add_column(f"{heading}{arrows[specs[name].better]}{unit}", justify="right", no_wrap=True)
     table.add_column("failed", justify="right")
     table.add_column("time\ns/case", justify="right")
     for index, line in enumerate(summary):
@@ -294,9 +279,11 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
 
 def _cell(line: "SummaryRow", name: str) -> str:
     interval = line.metrics[name]
+    crosses = f"{line.undefined[name]}✗" if line.undefined[name] else ""
     if interval is None:
-        return "–"
+        return crosses or "–"
     digits = 3 if abs(interval.mean) < 2 else 2
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:.{digits}f}"
-    return f"{interval.mean:.{digits}f} ±{(interval.high - interval.low) / 2:.{digits}f}"
+    text = f"{interval.mean:.{digits}f}"
+    if interval.low is not None and interval.high is not None:
+        text += f" ±{(interval.high - interval.low) / 2:.{digits}f}"
+    return f"{text} {crosses}".rstrip()

@@ -136,6 +136,32 @@ def load_fields(name: str) -> tuple[Field, ...]:
     return tuple(fields)
 
 
+@dataclass(frozen=True)
+class LineImage:
+    """A real image of lines and how the metrology protocol degrades it; gray levels, pitch in px."""
+
+    case_id: str
+    file: str
+    group: str
+    contrast: float
+    space_level: float
+    line_level: float
+    pitch_px: float
+
+
+def load_line_images() -> tuple[LineImage, ...]:
+    """The real cases of the metrology protocol, in order; raises InputError for a line that is not right."""
+    numbers = ("contrast", "space_level", "line_level", "pitch_px")
+    images = []
+    for where, line in _lines(FOLDER / "metrology_lines.csv", ("case_id", "file", "group", *numbers)):
+        try:
+            contrast, space, bright, pitch = (float(line[column]) for column in numbers)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; {MEND}") from error
+        images.append(LineImage(line["case_id"], line["file"], line["group"], contrast, space, bright, pitch))
+    return tuple(images)
+
+
 def load_train_files() -> dict[str, tuple[str, ...]]:
     """The ten semcorpus files of s2s training: {"train": eight files, "validation": two}."""
     files: dict[str, list[str]] = {"train": [], "validation": []}

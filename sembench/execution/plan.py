@@ -3,25 +3,29 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sembench.cases import CasePlan
 from sembench.errors import InputError, UnavailableError
+from sembench.execution.fits import FitPlan, plan_fit
+from sembench.execution.training import training_images
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, find_method, needs_of, plugin, resolve_settings, suggestion
+from sembench.restorer import Budget
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a restorer with resolved settings."""
+    """One line of the table: a restorer with resolved settings and, where it learns, a budget."""
 
     name: str
     target: str
     kind: str
     settings: dict[str, Any]
     row_id: str
+    budget: str = ""
 
 
 def split_settings(assignments: Iterable[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -57,7 +61,9 @@ def plan_rows(
     given = split_settings(assignments, names)
     rows, notices = [], []
     for target, method in zip(targets, methods, strict=True):
-        settings = resolve_settings(method, given[method.name], protocol.degradation_name)
+        learns = method.cls.kind == "restorer" and method.cls.learns()
+        degradation = protocol.training_degradation if learns else protocol.degradation_name
+        settings = resolve_settings(method, given[method.name], degradation)
         needs = needs_of(method, settings)
         if needs:
             if not skip_unavailable:
@@ -68,11 +74,34 @@ def plan_rows(
             continue
         plain = settings.model_dump(mode="json")
         identity = [method.name, method.cls.version, plain, method.source_sha256]
+        weights = method.cls.weights_digest(settings) if method.cls.kind == "restorer" else ""
+        identity += [weights] if weights else []
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         rows.append(Row(method.name, target, method.cls.kind, plain, f"{method.name}-{digest[:8]}"))
     if not rows:
         raise UnavailableError("no restorer of this run is available: see `sembench doctor`")
     return rows, notices
+
+
+def plan_fits(
+    rows: Iterable[Row], protocol: Protocol, data: str, budget: Budget, *, device: str = "cpu"
+) -> tuple[list[Row], dict[str, FitPlan]]:
+    """The rows again, those that learn told apart by what they will learn from; and the fit of each such row.
+
+    data: what the cases come from, as CasePlan.data names it.
+    """
+    told, fits = [], {}
+    for row in rows:
+        method = find_method(row.target)
+        if row.kind == "restorer" and method.cls.learns():
+            settings = method.cls.Settings(**row.settings)
+            images = training_images(protocol, data)
+            fit = plan_fit(method, settings, images, protocol.training_degradation, budget, device=device)
+            digest = hashlib.sha256(f"{row.row_id}:{fit.digest}".encode()).hexdigest()
+            row = replace(row, row_id=f"{row.name}-{digest[:8]}", budget=budget.name)
+            fits[row.row_id] = fit
+        told.append(row)
+    return told, fits
 
 
 def run_digest(protocol: Protocol, cases: CasePlan) -> str:

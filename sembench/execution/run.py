@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from sembench import __version__
 from sembench.cases import CasePlan, CaseSpec, plan_cases
 from sembench.datasets import cache
 from sembench.errors import InputError, UnavailableError, WriteError
-from sembench.execution.plan import Row, available_metrics, default_folder, plan_rows, run_digest
+from sembench.execution import fits
+from sembench.execution.plan import Row, available_metrics, default_folder, plan_fits, plan_rows, run_digest
 from sembench.execution.records import Record, Records, pending
 from sembench.execution.worker import STORE_FAILED, THREAD_VARIABLES, Job, failure, solve, start
 from sembench.metrics import perceptual
 from sembench.micrograph import write_atomically
 from sembench.protocol import Protocol, load
+from sembench.restorer import Budget, FitProgress
 
 RUN_SCHEMA = 1
 LIBRARIES = ("numpy", "scipy", "scikit-image", "imagecodecs", "torch", "torchvision", "lpips", "pyiqa", "bm3d", "bm4d")
@@ -51,6 +54,8 @@ class RunRequest:
     require_real: bool = False
     crop_bottom: str = "auto"
     skip_unavailable: bool = False
+    budget: str | None = None
+    device: str = "cpu"
     command: tuple[str, ...] = ()
 
 
@@ -65,6 +70,7 @@ class RunPlan:
     weights: dict[str, Path]
     folder: Path
     notices: tuple[str, ...]
+    fit_plans: dict[str, fits.FitPlan] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
@@ -73,6 +79,8 @@ class RunPlan:
 
 
 Listener = Callable[[Record], None]
+FitListener = Callable[[str, FitProgress | None, str], None]
+"""Told of each fit before the cases: the restorer, how far it has come (None: nothing yet), and a notice or nothing."""
 
 
 def prepare(request: RunRequest) -> RunPlan:
@@ -81,7 +89,9 @@ def prepare(request: RunRequest) -> RunPlan:
         raise InputError(f"--limit {request.limit}: give 1 at least")
     if request.workers < 1:
         raise InputError(f"--workers {request.workers}: give 1 at least")
+    check_device(request.device)
     protocol = load(request.protocol)
+    budget = Budget.of(request.budget or protocol.budget)
     rows, row_notices = plan_rows(
         request.restorers, request.settings, protocol, skip_unavailable=request.skip_unavailable
     )
@@ -92,6 +102,7 @@ def prepare(request: RunRequest) -> RunPlan:
         require_real=request.require_real,
         crop_bottom=request.crop_bottom,
     )
+    rows, planned_fits = plan_fits(rows, protocol, cases.data, budget, device=request.device)
     weights: dict[str, Path] = {}
     perceptual.use_weights(weights)
     metrics, metric_notices = available_metrics(protocol)
@@ -110,7 +121,21 @@ def prepare(request: RunRequest) -> RunPlan:
         weights,
         folder,
         (*cases.notices, *row_notices, *metric_notices),
+        planned_fits,
     )
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch has not here; `cpu` is told without torch."""
+    if device == "cpu":
+        return
+    import torch
+
+    if not (device == "cuda" or device.startswith("cuda:")):
+        raise InputError(f"--device {device}: give cpu, cuda or cuda:N")
+    number = device.partition(":")[2] or "0"
+    if not number.isdecimal() or int(number) >= torch.cuda.device_count():
+        raise UnavailableError(f"--device {device}: torch finds {torch.cuda.device_count()} such devices: give cpu")
 
 
 def find_weights(*, download: bool = True) -> tuple[dict[str, Path], list[str]]:
@@ -127,8 +152,13 @@ def find_weights(*, download: bool = True) -> tuple[dict[str, Path], list[str]]:
     return found, notices
 
 
-def execute(plan: RunPlan, request: RunRequest, on_record: Listener | None = None) -> list[Record]:
-    """Do what is missing, case by case, and return the records of this plan's rows and cases in table order.
+def execute(
+    plan: RunPlan,
+    request: RunRequest,
+    on_record: Listener | None = None,
+    on_fit: FitListener | None = None,
+) -> list[Record]:
+    """Do what is missing, fits first, then case by case; the records of this plan's rows and cases in table order.
 
     Raises InputError for a folder of another run, WriteError where nothing can be written; whatever was recorded
     before stays, and the same request goes on from there.
@@ -144,8 +174,35 @@ def execute(plan: RunPlan, request: RunRequest, on_record: Listener | None = Non
         )
         _check_stored(plan, records, todo)
         if todo:
-            _work(plan, request.workers, todo, records, on_record)
+            states = _fit(plan, {row_id for row_ids in todo.values() for row_id in row_ids}, on_fit)
+            if states:
+                _open_run(plan, request, states)
+            workers = 1 if request.device != "cpu" else request.workers
+            _work(plan, workers, request.device, todo, states, records, on_record)
         return select(plan, records)
+
+
+def _fit(plan: RunPlan, wanted: set[str], on_fit: FitListener | None) -> dict[str, fits.FittedState]:
+    """The states of the rows that are still to be run, made where they are missing: one after the other, here."""
+    states = {}
+    for row_id in sorted(wanted & plan.fit_plans.keys()):
+        fit = plan.fit_plans[row_id]
+        name = fit.method.name
+        notices: list[str] = []
+        found = fits.find(fit, notices)
+        for notice in notices:
+            if on_fit:
+                on_fit(name, None, notice)
+        if found is None:
+            if on_fit:
+                on_fit(name, None, "")
+            found = fits.ensure(fit, None if on_fit is None else partial(_tell_fit, on_fit, name))
+        states[row_id] = found
+    return states
+
+
+def _tell_fit(on_fit: FitListener, name: str, told: FitProgress) -> None:
+    on_fit(name, told, "")
 
 
 def select(plan: RunPlan, records: Records) -> list[Record]:
@@ -200,7 +257,7 @@ def _clear(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def _open_run(plan: RunPlan, request: RunRequest) -> None:
+def _open_run(plan: RunPlan, request: RunRequest, states: dict[str, fits.FittedState] | None = None) -> None:
     path = plan.folder / "run.json"
     before: dict[str, Any] = {}
     if path.is_file():
@@ -221,7 +278,10 @@ def _open_run(plan: RunPlan, request: RunRequest) -> None:
     rows = {row["row"]: row for row in before.get("rows", [])}
     rows.update(
         {
-            row.row_id: {"row": row.row_id, "restorer": row.name, "kind": row.kind, "settings": row.settings}
+            row.row_id: {
+                **{"row": row.row_id, "restorer": row.name, "kind": row.kind, "settings": row.settings},
+                **_fit_description(plan, row, (states or {}).get(row.row_id), rows.get(row.row_id, {})),
+            }
             for row in plan.rows
         }
     )
@@ -242,6 +302,16 @@ def _open_run(plan: RunPlan, request: RunRequest) -> None:
         "started": before.get("started") or time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
     write_atomically(path, (json.dumps(description, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _fit_description(plan: RunPlan, row: Row, state: fits.FittedState | None, before: dict[str, Any]) -> dict[str, Any]:
+    """What run.json says of a row's fit: its identity, and once there is a state that and how it was made."""
+    if row.row_id not in plan.fit_plans:
+        return {}
+    if state is None:
+        return {"fit": before.get("fit", {"identity": plan.fit_plans[row.row_id].identity})}
+    told = {"state_sha256": state.sha256, "source": state.source, "report": state.report}
+    return {"fit": {"identity": plan.fit_plans[row.row_id].identity, **told}}
 
 
 def environment() -> dict[str, Any]:
@@ -319,7 +389,13 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _work(
-    plan: RunPlan, workers: int, todo: dict[str, list[str]], records: Records, on_record: Listener | None
+    plan: RunPlan,
+    workers: int,
+    device: str,
+    todo: dict[str, list[str]],
+    states: dict[str, fits.FittedState],
+    records: Records,
+    on_record: Listener | None,
 ) -> None:
     """Run every pending (row, case): each case stays with one worker, so that what its rows share is made once."""
     import multiprocessing
@@ -327,7 +403,8 @@ def _work(
 
     from pebble import ProcessPool
 
-    job = Job(plan.protocol, plan.metrics, plan.weights, plan.folder.resolve())
+    files = {row_id: (state.path.resolve(), state.sha256) for row_id, state in states.items()}
+    job = Job(plan.protocol, plan.metrics, plan.weights, plan.folder.resolve(), files, device)
     rows = {row.row_id: row for row in plan.rows}
     cases = deque(spec for spec in plan.cases.specs if spec.case_id in todo)
     lock = threading.Lock()

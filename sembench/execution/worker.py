@@ -10,7 +10,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from sembench import micrograph
-from sembench.cases import Case, CaseSpec, make_case
+from sembench.cases import Case, CaseSpec
 from sembench.errors import InputError, WriteError
+from sembench.execution.fits import load_state
 from sembench.execution.plan import Row
 from sembench.execution.records import Record
 from sembench.metrics import perceptual
@@ -41,6 +42,8 @@ class Job:
     metrics: tuple[str, ...]
     weights: Mapping[str, Path]
     run_folder: Path
+    states: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
+    device: str = "cpu"
 
 
 _job: Job
@@ -68,19 +71,26 @@ def _end_with(parent: int) -> None:
 
 @lru_cache(maxsize=1)
 def _case(spec: CaseSpec) -> tuple[Case, MetricCase, str, str]:
-    case = make_case(_job.protocol, spec)
+    case = spec.make(_job.protocol)
     scoring = MetricCase(
         reference=case.reference,
         degraded=case.degraded,
         degradation=case.degradation,
         margin=_job.protocol.margin,
+        pixel_size_nm=case.pixel_size_nm,
+        truth=case.truth,
     )
     return case, scoring, _sha256(case.reference), _sha256(case.degraded)
 
 
 @lru_cache(maxsize=64)
-def _method(target: str, settings: tuple[tuple[str, Any], ...]) -> Any:
-    return load_method(target, dict(settings))
+def _method(target: str, settings: tuple[tuple[str, Any], ...], row_id: str) -> Any:
+    method = load_method(target, dict(settings))
+    if method.kind == "restorer":
+        method.device = _job.device
+        if row_id in _job.states:
+            method.state = load_state(*_job.states[row_id])
+    return method
 
 
 @lru_cache(maxsize=1)
@@ -103,7 +113,7 @@ def _seed_everything(row: Row, case: Case) -> None:
 
 def restore(row: Row, case: Case) -> Image:
     """The restored image of one case on the grid; InputError where the method breaks its contract."""
-    method = _method(row.target, tuple(sorted(row.settings.items())))
+    method = _method(row.target, tuple(sorted(row.settings.items())), row.row_id)
     check_image(case.degraded)
     image = case.degraded.copy()
     image.setflags(write=False)
@@ -139,6 +149,8 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         "group": spec.group,
         "status": "ok",
     }
+    if row.row_id in _job.states:
+        record["state_sha256"] = _job.states[row.row_id][1]
     clock = [time.perf_counter()]
     try:
         case, scoring, reference_sha256, degraded_sha256 = _case(spec)
@@ -160,6 +172,7 @@ def solve(row: Row, spec: CaseSpec) -> Record:
     record.update(
         metrics=scores.values,
         undefined=scores.reasons,
+        inapplicable=list(scores.inapplicable),
         reference_sha256=reference_sha256,
         input_sha256=degraded_sha256,
         image=path.as_posix(),

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sembench.metrics.table import Image, MetricCase, MetricSpec, Scored, UndefinedError
-from sembench.optics import Degradation, airy_psf, blur
+from sembench.optics import Degradation, blur
 
 Array = NDArray[np.float64]
 
@@ -16,14 +16,14 @@ def consistency_residual(
 
     restored, degraded: (H, W), gray levels 0..255. The restored image is blurred and given gain and offset by the true
     parameters, without noise, and cut to 0..255 as the input is; the input is subtracted; the difference is divided by
-    sqrt(signal / dose + sigma^2). kernel: airy_psf of the same degradation, where it is already there.
+    sqrt(signal / dose + sigma^2). kernel: that of the same degradation, where it is already there.
     For a restored image equal to the clean one the residual is standard normal, save where the noise was cut off at
     0 or 255: median of its modulus 0.674, share beyond 3 0.0027.
     Raises UndefinedError where the degradation leaves pixels without noise, InputError where the image is too small
     for the kernel.
     """
     if kernel is None:
-        kernel = _kernel(degradation)
+        kernel = degradation.kernel()
     signal = np.maximum(0.0, degradation.a * blur(restored, kernel) + degradation.b)
     deviation = np.sqrt(signal / degradation.dose + degradation.sigma**2)
     if not deviation.all():
@@ -31,12 +31,8 @@ def consistency_residual(
     return (np.minimum(signal, 255.0) - degraded) / deviation
 
 
-def _kernel(degradation: Degradation) -> Array:
-    return airy_psf(degradation.rx, degradation.ry, degradation.beta, degradation.theta)
-
-
 def _case_kernel(case: MetricCase) -> Array:
-    return _kernel(_degradation(case))
+    return _degradation(case).kernel()
 
 
 def _degradation(case: MetricCase) -> Degradation:

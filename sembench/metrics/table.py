@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sembench.errors import InputError, SembenchError
+from sembench.line_scenes import LineTruth
 from sembench.optics import Degradation
 
 Image = NDArray[np.float32]
@@ -27,7 +28,8 @@ class MetricCase:
     """What the scores of one case share, whoever restored it: build it once a case and pass it for every restorer.
 
     degraded: the input, float32 (H, W), gray levels 0..255; reference: of equal shape, or None; degradation: what made
-    the input from the reference, or None where nobody knows; margin: px at each border that are not scored.
+    the input from the reference, or None where nobody knows; margin: px at each border that are not scored;
+    pixel_size_nm: (x, y); truth: true edges of the lines; both None where nobody knows.
     Raises InputError where shapes differ or the margin leaves nothing.
     """
 
@@ -35,6 +37,8 @@ class MetricCase:
     reference: Image | None = None
     degradation: Degradation | None = None
     margin: int = 0
+    pixel_size_nm: tuple[float, float] | None = None
+    truth: LineTruth | None = None
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,6 +104,7 @@ class MetricSpec:
     """One metric: its name and unit, which direction is better, what it needs, and the function that computes it.
 
     function: takes a Scored, returns a float, raises UndefinedError with the reason where there is no value.
+    needs_reference, needs_degradation, needs_truth, needs_pixel_size: what a case must bring for the metric to apply.
     version: raised by hand whenever values change. tolerance: largest difference that `verify` accepts on another
     machine. needs: reasons, each with its mend, why the metric cannot run here (empty: it can).
     smallest_side: shortest side of the scored part (px).
@@ -116,6 +121,8 @@ class MetricSpec:
     tolerance: float
     needs: Callable[[], list[str]] = list
     smallest_side: int = 1
+    needs_truth: bool = False
+    needs_pixel_size: bool = False
 
     def missing(self, scored: Scored) -> str | None:
         """Why this metric has no value for the case, whatever the pixels; None where it has one."""
@@ -123,6 +130,10 @@ class MetricSpec:
             return "needs a reference image and this case has none"
         if self.needs_degradation and scored.case.degradation is None:
             return "needs the parameters of the degradation and this case has none"
+        if self.needs_truth and scored.case.truth is None:
+            return "needs the true edges and this case has none"
+        if self.needs_pixel_size and scored.case.pixel_size_nm is None:
+            return "needs a pixel size and this case has none"
         scored_part = scored.case.inner(scored.restored)
         if min(scored_part.shape) < self.smallest_side:
             return f"needs {self.smallest_side} px a side at least, not {_size(scored_part)} px"
@@ -131,10 +142,14 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of one restored image: metric name -> value, None where undefined, and then name -> reason."""
+    """The scores of one restored image: metric name -> value, None where undefined, and then name -> reason.
+
+    inapplicable: those among the reasons that no restored image could have changed.
+    """
 
     values: dict[str, float | None]
     reasons: dict[str, str]
+    inapplicable: tuple[str, ...] = ()
 
 
 def evaluate(metrics: Iterable[MetricSpec], restored: Image, case: MetricCase) -> Evaluation:
@@ -146,13 +161,16 @@ def evaluate(metrics: Iterable[MetricSpec], restored: Image, case: MetricCase) -
     scored = Scored(restored, case)
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
+    inapplicable: list[str] = []
     for metric in metrics:
         try:
             values[metric.name] = value_of(metric, scored)
         except UndefinedError as error:
             values[metric.name] = None
             reasons[metric.name] = str(error)
-    return Evaluation(values, reasons)
+            if metric.missing(scored):
+                inapplicable.append(metric.name)
+    return Evaluation(values, reasons, tuple(inapplicable))
 
 
 def value_of(metric: MetricSpec, scored: Scored) -> float:

@@ -306,7 +306,7 @@ def _overlap(blob: Mask, ellipses: Ellipses, number: int, top: int, left: int) -
     x, y = columns + left - ellipses.centre[number, 0], rows + top - ellipses.centre[number, 1]
     inverse = np.linalg.inv(ellipses.root[number])
     inside = np.hypot(inverse[0, 0] * x + inverse[0, 1] * y, inverse[1, 0] * x + inverse[1, 1] * y) <= 1
-    return float(np.count_nonzero(inside & blob) / max(np.count_nonzero(inside | blob), 1))
+    return int(np.count_nonzero(inside & blob)) / max(int(np.count_nonzero(inside | blob)), 1)
 
 
 def _weighted_median(values: Array, weights: Array) -> float:

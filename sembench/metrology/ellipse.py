@@ -30,7 +30,7 @@ class Ellipses:
 
     def inverse(self) -> Array:
         """The inverses (n, 2, 2) of the roots."""
-        return np.linalg.inv(self.root)
+        return np.asarray(np.linalg.inv(self.root), dtype=np.float64)
 
     def radius(self, angle: Array) -> Array:
         """Distance (n, rays) in px from the centre to the ellipse in the directions angle (rays,), in radians."""
@@ -39,7 +39,7 @@ class Ellipses:
 
     def half_axes(self) -> Array:
         """Half axes (n, 2) in px, the shorter first."""
-        return np.linalg.eigvalsh(self.root)
+        return np.asarray(np.linalg.eigvalsh(self.root), dtype=np.float64)
 
     def diameter(self) -> Array:
         """Diameter (n,) in px of the circle of equal area, 2 sqrt(ab)."""

@@ -18,6 +18,7 @@ SMALLEST_FEATURE = 4.0
 FEWEST_LINES = 3
 STEEPEST = math.tan(math.radians(10))
 HIGHEST_FREQUENCY = 1 / 6
+FEWEST_CYCLES = 4
 LEAST_SHARE = 0.12
 LARGEST_OTHER = 0.05
 LEAST_COHERENCE = 0.5
@@ -103,7 +104,8 @@ def _fundamental(pixels: "NDArray[np.float64]") -> tuple[float, float]:
     spectrum = fft(rfft(tapered, columns, axis=1)[:, : fx.size], rows, axis=0)[kept]
     power = spectrum.real**2 + spectrum.imag**2
     radius = fy[:, None] ** 2 + fx**2
-    power[(radius < (4 / min(height, width)) ** 2) | (radius > HIGHEST_FREQUENCY**2)] = 0
+    cycles = (fy[:, None] * height) ** 2 + (fx * width) ** 2
+    power[(cycles < FEWEST_CYCLES**2) | (radius > HIGHEST_FREQUENCY**2)] = 0
     row, column = np.unravel_index(int(power.argmax()), power.shape)
     peak = (float(fy[row]), float(fx[column]))
     strongest, total = float(power[row, column]), float(power.sum(dtype=np.float64))
@@ -196,7 +198,7 @@ def _complete(
     narrower = min(width, pitch - width)
     if narrower < SMALLEST_FEATURE:
         raise MeasurementRefused(
-            f"lines or spaces are {narrower:.1f} px wide: at least {SMALLEST_FEATURE:.0f} are needed"
+            f"lines or spaces are {narrower:.2f} px wide: at least {SMALLEST_FEATURE:.0f} are needed"
         )
     half = int(np.clip(round(narrower / 2), *WINDOWS))
     spare = half + 3 + abs(slope) * (rows - 1) / 2

@@ -10,6 +10,7 @@ from sembench.errors import InputError
 from sembench.metrology.edges import Edges, find_edges
 from sembench.metrology.grating import find_grating
 from sembench.metrology.refusal import MeasurementRefused
+from sembench.metrology.roughness import straighten, three_sigma
 from sembench.metrology.smile import flattened, middle_of_extremes
 from sembench.metrology.spectrum import (
     Spectrum,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 POLARITIES = ("bright", "dark")
 LEVELS = ("plateau", "smile2", "rim")
 WIDEST_SCATTER = 0.4
-LARGEST_EDGE_NOISE = 1.6
+LARGEST_EDGE_NOISE = 2.0
 HIGHEST_WIDTH_FREQUENCY = 0.1
 FLOOR = "noise taken from the floor of the spectrum"
 HIDDEN = "noise-limited: roughness cannot be told from noise"
@@ -186,17 +187,13 @@ def measure_lines(
 
 
 def _numbers(edges: Edges, polarity: str, level: str, transposed: bool, *, fit: bool) -> LineMeasurement:
-    positions = edges.positions
-    heights = np.arange(positions.shape[1]) - (positions.shape[1] - 1) / 2
-    slope = float((positions @ heights).mean() / (heights @ heights))
-    cosine = math.cos(math.atan(slope))
-    upright = (positions - slope * heights) * cosine
-    widths = upright[1::2] - upright[0::2]
-    line_cds = widths.mean(axis=1)
-    means = upright.mean(axis=1)
+    positions = np.ascontiguousarray(edges.positions.T)
+    curves = straighten(positions)
+    line_cds = curves.line_cds
+    means = curves.edges.mean(axis=0)
     pitch = float((means[2:] - means[:-2]).mean())
     narrower = min(float(line_cds.mean()), pitch - float(line_cds.mean()))
-    width_spectrum, edge_spectrum = spectrum(widths.T, 1 / cosine), spectrum(upright.T, 1 / cosine)
+    width_spectrum, edge_spectrum = spectrum(curves.widths, curves.spacing), spectrum(curves.edges, curves.spacing)
     width_sigma, edge_sigma = math.sqrt(width_spectrum.variance), math.sqrt(edge_spectrum.variance)
     if width_sigma > WIDEST_SCATTER * narrower:
         raise MeasurementRefused(
@@ -212,16 +209,16 @@ def _numbers(edges: Edges, polarity: str, level: str, transposed: bool, *, fit: 
     contrast = float(edges.levels.contrast.mean())
     noise = edges.levels.noise_sigma
     ratio = line_cds / _local_pitch(means)
-    length = positions.shape[1]
+    length = len(positions)
     return LineMeasurement(
         polarity=polarity,
         level=level,
         level_fraction=edges.level,
         orientation="horizontal" if transposed else "vertical",
-        tilt_deg=math.degrees(math.atan(slope)),
+        tilt_deg=math.degrees(math.atan(curves.slope)),
         rows=length,
-        lines=len(widths),
-        edges=len(positions),
+        lines=line_cds.size,
+        edges=means.size,
         window_px=2 * edges.window + 1,
         noise_sigma=noise,
         contrast_to_noise=contrast / noise if noise > 0 else math.inf,
@@ -236,9 +233,9 @@ def _numbers(edges: Edges, polarity: str, level: str, transposed: bool, *, fit: 
         lwr_se=_three_sigma_error(width_spectrum),
         ler=3 * edge_sigma,
         ler_se=_three_sigma_error(edge_spectrum),
-        ler_common_removed=_without_common(upright),
-        lwr_unbiased=None if hidden else 3 * math.sqrt(max(width_sigma**2 - width_variance, 0.0)),
-        ler_unbiased=None if hidden else 3 * math.sqrt(max(edge_sigma**2 - edge_variance, 0.0)),
+        ler_common_removed=_without_common(curves.edges),
+        lwr_unbiased=None if hidden else three_sigma(width_spectrum.variance, width_variance),
+        ler_unbiased=None if hidden else three_sigma(edge_spectrum.variance, edge_variance),
         lwr_from_spectrum=3 * band_sigma(width_spectrum, width_spectrum.df, HIGHEST_WIDTH_FREQUENCY),
         edge_noise=math.sqrt(edge_variance),
         width_noise=math.sqrt(width_variance),
@@ -246,7 +243,7 @@ def _numbers(edges: Edges, polarity: str, level: str, transposed: bool, *, fit: 
         width_model=width_model,
         lost_fraction=float(edges.lost.mean()),
         flags=tuple(dict.fromkeys(flags)),
-        edge_positions=np.ascontiguousarray(positions.T),
+        edge_positions=positions,
         lost=np.ascontiguousarray(edges.lost.T),
         edge_rows=np.arange(length, dtype=np.float64),
         edge_spectrum=edge_spectrum,
@@ -269,10 +266,10 @@ def _three_sigma_error(s: Spectrum) -> float:
 
 def _without_common(upright: "NDArray[np.float64]") -> float:
     """LER (3 sigma) after what all edges of a row have in common is taken off."""
-    count = len(upright)
-    deviation = upright - upright.mean(axis=1, keepdims=True)
-    deviation = deviation - deviation.mean(axis=0)
-    return 3 * math.sqrt(float(np.mean(deviation**2)) * count / (count - 1))
+    count = upright.shape[1]
+    deviation = upright - upright.mean(axis=0)
+    deviation = deviation - deviation.mean(axis=1, keepdims=True)
+    return three_sigma(float(np.mean(deviation**2)) * count / (count - 1))
 
 
 def _local_pitch(means: "NDArray[np.float64]") -> "NDArray[np.float64]":

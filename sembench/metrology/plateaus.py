@@ -58,7 +58,7 @@ def fit_levels(
 ) -> tuple[Surface, Surface]:
     """Ground level and contrast of image = ground + cover * contrast, by weighted least squares.
 
-    image, cover (0 ground .. 1 feature), weight: (H, W). ground_degree and degree: of the surfaces of ground and contrast.
+    image, cover (0 ground .. 1 feature), weight: (H, W). ground_degree, degree: of the surfaces of ground and contrast.
     """
     height, width = image.shape
     longest = max(image.shape)

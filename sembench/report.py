@@ -1,0 +1,123 @@
+"""What a run folder shows beside its records: tables and figures, always remade from them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sembench import figures, results
+from sembench.execution.records import Record
+from sembench.execution.run import RunPlan
+from sembench.micrograph import read_grid_png
+from sembench.registry import METRICS, plugin
+from sembench.results import SummaryRow
+
+if TYPE_CHECKING:
+    from sembench.cases import Case
+    from sembench.metrology.lines import LineMeasurement
+    from sembench.restorer import Image
+
+
+def write_derived(plan: RunPlan, records: list[Record]) -> list[SummaryRow]:
+    """Remake every file of the run folder that follows from its records; returns the summary in table order."""
+    primary_name = plan.protocol.metrics.primary
+    if primary_name not in plan.metrics:
+        primary_name = plan.metrics[0]
+    primary = plugin(METRICS, primary_name).load()
+    summary = results.ordered(results.summarise(plan.rows, records, plan.metrics), primary)
+    results.write_cases(plan.folder / "cases.csv", plan.rows, records, plan.metrics)
+    results.write_summary(plan.folder / "summary.csv", summary, plan.metrics)
+    _draw_intervals(plan, summary, primary_name)
+    _draw_first_case(plan, summary, records, primary_name)
+    if "cd_bias" in plan.metrics:
+        _draw_bias(plan, summary, records)
+    return summary
+
+
+def _label(name: str) -> str:
+    metric = plugin(METRICS, name).load()
+    return f"{metric.title} ({metric.unit})" if metric.unit else metric.title
+
+
+def _where(plan: RunPlan) -> str:
+    return f"{plan.protocol.name} on {plan.cases.data}"
+
+
+def _draw_intervals(plan: RunPlan, summary: list[SummaryRow], name: str) -> None:
+    rows, controls = [], {}
+    for line in summary:
+        interval = line.metrics[name]
+        if interval is None:
+            continue
+        if line.row.kind == "control":
+            if line.row.name != "oracle":
+                controls[line.row.name] = interval.mean
+        else:
+            rows.append((line.row.name, interval.mean, interval.low, interval.high))
+    if rows:
+        path = plan.folder / "figures" / f"{name}.png"
+        figures.intervals(path, f"{_where(plan)}: mean and 95 % interval", _label(name), rows, controls)
+
+
+def _draw_first_case(plan: RunPlan, summary: list[SummaryRow], records: list[Record], name: str) -> None:
+    """Input, restored images and reference of the first case, and how lines were measured on them."""
+    spec = plan.cases.specs[0]
+    solved = {r["row"]: r for r in records if r["case"] == spec.case_id and r["status"] == "ok"}
+    if not solved:
+        return
+    case = spec.make(plan.protocol)
+    unit = plugin(METRICS, name).load().unit
+    images, captions = {}, {}
+    if not any(line.row.name == "input" for line in summary):
+        images["input"] = case.degraded
+    for line in sorted(summary, key=lambda line: line.row.name != "input"):
+        record = solved.get(line.row.row_id)
+        if record is None:
+            continue
+        images[line.row.name] = read_grid_png(plan.folder / record["image"])
+        value = record["metrics"].get(name)
+        captions[line.row.name] = "" if value is None else f"{value:.2f} {unit}".rstrip()
+    images["reference"] = case.reference
+    title = f"{_where(plan)}, case {spec.case_id}"
+    path = plan.folder / "figures" / "panel.png"
+    figures.panel(path, f"{title}; under each name: {_label(name)}", images, captions, case.reference)
+    if "cd_bias" in plan.metrics:
+        images.pop("oracle", None)
+        _draw_lines(plan.folder / "figures", title, images, case)
+
+
+def _draw_lines(folder: Path, title: str, images: "Mapping[str, Image]", case: "Case") -> None:
+    """Edges found in each image side by side, and their spectra over each other."""
+    from sembench.metrology.lines import measure_lines
+    from sembench.metrology.refusal import MeasurementRefused
+
+    found: dict[str, LineMeasurement] = {}
+    measurements: dict[str, LineMeasurement | str] = {}
+    for name, image in images.items():
+        try:
+            measurements[name] = found[name] = measure_lines(image)
+        except MeasurementRefused as refusal:
+            measurements[name] = str(refusal)
+    figures.overlays_side_by_side(folder / "lines.png", title, images, measurements, case.reference, case.pixel_size_nm)
+    if "reference" in found:
+        spectra = {name: measurement.width_spectrum for name, measurement in found.items()}
+        size, vertical = case.pixel_size_nm, found["reference"].orientation == "vertical"
+        scale = (1.0, 1.0, "px") if size is None else (*(size if vertical else size[::-1]), "nm")
+        figures.psd_comparison(folder / "psd.png", f"{title}: PSD of line widths", spectra, "reference", scale)
+
+
+def _draw_bias(plan: RunPlan, summary: list[SummaryRow], records: list[Record]) -> None:
+    series = {}
+    for line in summary:
+        if line.row.name == "oracle":
+            continue
+        values = [r["metrics"] for r in records if r["row"] == line.row.row_id and r["status"] == "ok"]
+        pairs = {}
+        for what, name in (("CD (px)", "cd"), ("LWR (px)", "lwr")):
+            found = [(v.get(f"{name}_measured"), v.get(f"{name}_bias")) for v in values]
+            both = [(restored, bias) for restored, bias in found if restored is not None and bias is not None]
+            pairs[what] = ([restored - bias for restored, bias in both], [restored for restored, _ in both])
+        if all(restored for _, restored in pairs.values()):
+            series[line.row.name] = pairs
+    if series:
+        path = plan.folder / "figures" / "bias.png"
+        figures.bias_panels(path, f"{_where(plan)}: difference to the reference", series)
