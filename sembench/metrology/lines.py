@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 POLARITIES = ("bright", "dark")
 LEVELS = ("plateau", "smile2", "rim")
 WIDEST_SCATTER = 0.4
-LARGEST_EDGE_NOISE = 2.0
+LARGEST_EDGE_NOISE = 2.2
 HIGHEST_WIDTH_FREQUENCY = 0.1
 FLOOR = "noise taken from the floor of the spectrum"
 HIDDEN = "noise-limited: roughness cannot be told from noise"
