@@ -20,9 +20,13 @@ from sembench.optics import airy_psf
 from sembench.registry import RESTORERS, find_method, load_method, plugins
 from sembench.restorer import Image
 
-NAMES = [name for name in plugins(RESTORERS) if find_method(name).cls.kind == "restorer"]
-KEEP_INTENSITY = [name for name in NAMES if name != "richardson_lucy"]
-"""Richardson-Lucy takes what lies beyond its border as black, so a flat image rings."""
+NAMES = [
+    name
+    for name in plugins(RESTORERS)
+    if find_method(name).cls.kind == "restorer" and not find_method(name).cls.learns()
+]
+KEEP_INTENSITY = [name for name in NAMES if name not in ("richardson_lucy", "semfm_zero_shot")]
+"""Richardson-Lucy takes what lies beyond its border as black, so a flat image rings; semfm draws what it expects."""
 
 
 @lru_cache(maxsize=16)

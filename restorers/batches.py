@@ -1,0 +1,114 @@
+"""Training batches made ahead of a fit by processes of their own, the same whoever makes them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sembench.errors import SembenchError
+from sembench.restorer import Crops, Patch, TrainingSet
+
+Arrays = dict[str, NDArray[Any]]
+
+AHEAD = 3
+"""Batches made ahead for each worker."""
+
+
+def patch_arrays(patch: Patch) -> Arrays:
+    """What most methods learn from: clean, degraded and second, float32 (1, 224, 224), gray levels 0..255."""
+    return {"clean": patch.clean[None], "degraded": patch.degraded[None], "second": patch.second[None]}
+
+
+_source: tuple[TrainingSet, Callable[[Patch], Arrays], Crops]
+
+
+def _start_worker(training: TrainingSet, prepare: Callable[[Patch], Arrays], crops: Crops) -> None:
+    """A worker makes patches in one thread, is deaf to Ctrl-C, and ends soon after the fit that started it."""
+    global _source
+    _source = (training, prepare, crops)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+def stack(patches: list[Patch], prepare: Callable[[Patch], Arrays]) -> Arrays:
+    prepared = [prepare(patch) for patch in patches]
+    return {name: np.stack([one[name] for one in prepared]) for name in prepared[0]}
+
+
+def _make(step: int) -> Arrays:
+    training, prepare, crops = _source
+    return stack(training.batch(step, crops=crops), prepare)
+
+
+class Batches:
+    """The batches of a fit in order of steps, made ahead by processes of their own; the same whoever makes them."""
+
+    def __init__(
+        self, training: TrainingSet, prepare: Callable[[Patch], Arrays], crops: Crops, workers: int | None
+    ) -> None:
+        self.source = (training.for_worker(), prepare, crops)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.workers = min(8, max(1, cores - 1)) if workers is None else workers
+        self.cores_left = max(1, cores - self.workers)
+        self.pool: ProcessPoolExecutor | None = None
+        self.queue: deque[Future[Arrays]] = deque()
+        self.step = 0
+
+    def __enter__(self) -> "Batches":
+        if self.workers:
+            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+            before = {name: os.environ.get(name) for name in names}
+            os.environ.update(dict.fromkeys(names, "1"))
+            try:
+                context = multiprocessing.get_context("spawn")
+                self.pool = ProcessPoolExecutor(self.workers, context, _start_worker, self.source)
+                for _ in range(self.workers):
+                    self.pool.submit(os.getpid)
+            finally:
+                for name, value in before.items():
+                    os.environ.pop(name) if value is None else os.environ.update({name: value})
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.pool:
+            self.pool.shutdown(wait=True, cancel_futures=True)
+
+    def validation(self) -> list[Arrays]:
+        """The fixed validation patches, prepared, in batches of eight."""
+        patches = self.source[0].validation_patches()
+        return [stack(patches[i : i + 8], self.source[1]) for i in range(0, len(patches), 8)]
+
+    def start(self, step: int) -> None:
+        """The step whose batch comes next."""
+        self.step = step
+
+    def next(self) -> Arrays:
+        """The batch of the next step."""
+        training, prepare, crops = self.source
+        if self.pool is None:
+            self.step += 1
+            return stack(training.batch(self.step - 1, crops=crops), prepare)
+        while len(self.queue) < AHEAD * self.workers:
+            self.queue.append(self.pool.submit(_make, self.step))
+            self.step += 1
+        try:
+            return self.queue.popleft().result()
+        except BrokenProcessPool as error:
+            raise SembenchError(
+                "the process that makes training patches was lost (out of memory?): run again to resume the fit"
+            ) from error

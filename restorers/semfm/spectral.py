@@ -1,0 +1,73 @@
+"""The blind spectral estimate beside an image: what the pixel path adds its residual to."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from restorers.blind_wiener import ROUNDING_POWER, estimate, periodogram, wiener
+from sembench.restorer import Image, Patch
+
+SURROUNDINGS = 401
+"""Side (px) of the part of a patch's surroundings that its spectrum is read off: its extension of 800 px is fast."""
+
+EXCESS_LIMIT = 3.5
+"""Standard deviations between power and noise beyond the cut-off that refuse a kernel, as in blind_wiener."""
+
+LEAST_CONTRAST = 4.0
+"""Contrast (gray levels) below which an image counts as having this much."""
+
+
+class SpectralEstimate(NamedTuple):
+    """image: float32 (H, W), gray levels in the input's own gain and offset, not clipped; level, contrast: its mean
+    and standard deviation (gray levels), contrast at least LEAST_CONTRAST.
+    """
+
+    image: Image
+    level: float
+    contrast: float
+
+
+def spectral_estimate(image: Image, *, starts: int = 2) -> SpectralEstimate:
+    """Restore (H, W) gray levels by the kernel, scene and noise that its spectrum shows; a flat image stays flat.
+
+    starts: as in blind_wiener; 1 takes a third less time and differs by 0.02 gray levels (rms).
+    """
+    restored = np.asarray(image, dtype=np.float32)
+    if periodogram(restored).max() > ROUNDING_POWER:
+        found = estimate(restored, starts=starts)
+        restored = wiener(restored, found, deblur=abs(found.excess) <= EXCESS_LIMIT)
+    return SpectralEstimate(restored, float(restored.mean()), max(float(restored.std()), LEAST_CONTRAST))
+
+
+def patch_arrays(patch: Patch) -> dict[str, NDArray[Any]]:
+    """A patch with the blind estimate of its surroundings; float32 (1, 224, 224), level and contrast (1, 1, 1).
+
+    target: the clean patch in the input's own gain and offset, as no method can know those of one draw.
+    """
+    side = patch.clean.shape[0]
+    cut = (patch.surroundings.shape[0] - SURROUNDINGS) // 2
+    area = patch.surroundings[cut : cut + SURROUNDINGS, cut : cut + SURROUNDINGS]
+    found = spectral_estimate(area, starts=1)
+    inner = slice(patch.margin - cut, patch.margin - cut + side)
+    gain, offset = (patch.degradation.a, patch.degradation.b) if patch.degradation else (1.0, 0.0)
+    return {
+        "clean": patch.clean[None],
+        "degraded": patch.degraded[None],
+        "estimate": found.image[inner, inner][None],
+        "target": np.float32(gain) * patch.clean[None] + np.float32(offset),
+        "level": np.full((1, 1, 1), found.level, np.float32),
+        "contrast": np.full((1, 1, 1), found.contrast, np.float32),
+    }
+
+
+def degraded_arrays(patch: Patch) -> dict[str, NDArray[Any]]:
+    """As patch_arrays, without the estimate: level and contrast are those of the surroundings themselves."""
+    gain, offset = (patch.degradation.a, patch.degradation.b) if patch.degradation else (1.0, 0.0)
+    return {
+        "clean": patch.clean[None],
+        "degraded": patch.degraded[None],
+        "target": np.float32(gain) * patch.clean[None] + np.float32(offset),
+        "level": np.full((1, 1, 1), patch.surroundings.mean(), np.float32),
+        "contrast": np.full((1, 1, 1), max(float(patch.surroundings.std()), LEAST_CONTRAST), np.float32),
+    }

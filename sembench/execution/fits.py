@@ -1,0 +1,258 @@
+"""Fitted states: what a fit depends on, the cache that keeps them, those that ship, and how a missing one is made."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sembench.datasets.cache import cache_folder
+from sembench.errors import InputError, SembenchError, UnavailableError, WriteError
+from sembench.execution.training import TrainingImages
+from sembench.micrograph import write_atomically
+from sembench.registry import MethodTarget
+from sembench.restorer import Budget, FitProgress, TrainingSet
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+STATE = "state.safetensors"
+DESCRIPTION = "fit.json"
+SETTINGS_APART = ("degradation", "seed")
+"""Settings that stand in the identity by themselves."""
+
+Listener = Callable[[FitProgress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FitPlan:
+    """One fit, known before anything is read: the method with its settings, and the identity of what it will learn."""
+
+    method: MethodTarget
+    settings: Any
+    identity: dict[str, Any]
+    images: TrainingImages
+    budget: Budget
+    device: str = "cpu"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the identity."""
+        return hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder(self) -> Path:
+        """Where the cache keeps it: <cache>/fits/<name>-<digest16>."""
+        return cache_folder() / "fits" / f"{self.method.name}-{self.digest[:16]}"
+
+
+@dataclass(frozen=True)
+class FittedState:
+    """A state on disk: its file, the file's SHA-256, where it came from (shipped, cached, fitted), the fit's report."""
+
+    path: Path
+    sha256: str
+    source: str
+    report: dict[str, Any]
+
+
+def plan_fit(
+    method: MethodTarget,
+    settings: Any,
+    images: TrainingImages,
+    degradation: str,
+    budget: Budget,
+    *,
+    device: str = "cpu",
+) -> FitPlan:
+    """The fit of a method that learns; the identity is that of SCIENCE 4, and the digest of the method's own file.
+
+    A setting `degradation` other than none comes before the protocol's; a setting `seed` is the fit's seed. Settings
+    that the method names in `settings_after_fit` do not count. The device does not count either.
+    """
+    plain = settings.model_dump(mode="json")
+    seed = int(plain.get("seed", 0))
+    own = plain.get("degradation", "none")
+    apart = (*SETTINGS_APART, *method.cls.settings_after_fit)
+    identity = {
+        "name": method.name,
+        "version": method.cls.version,
+        "settings": {name: value for name, value in plain.items() if name not in apart},
+        "data": images.digest,
+        "degradation": degradation if own == "none" else own,
+        "budget": [budget.name, budget.steps, budget.batch],
+        "seed": seed,
+        "weights": method.cls.weights_digest(settings),
+        "source": method.source_sha256,
+    }
+    return FitPlan(method, settings, identity, images, budget, device)
+
+
+def find(plan: FitPlan, notices: list[str] | None = None) -> FittedState | None:
+    """The finished state of this very fit, from the cache or shipped with the method; None where there is none.
+
+    What is damaged or belongs to another fit is never used; a notice is added where that means fitting again.
+    """
+    reason = None
+    if (plan.folder / DESCRIPTION).is_file():
+        found = _read(plan.folder / DESCRIPTION, plan.folder / STATE, plan.digest, "cached")
+        if isinstance(found, FittedState):
+            return found
+        reason = found
+    for description in _shipped(plan.method.cls, plan.method.name, plan.identity["degradation"]):
+        found = _read(description, description.with_suffix(".safetensors"), plan.digest, "shipped")
+        if isinstance(found, FittedState):
+            return found
+    if reason and notices is not None:
+        notices.append(f"{plan.folder}: {reason}; {plan.method.name} is fitted again")
+    return None
+
+
+def find_shipped(method: MethodTarget, settings: Any, degradation: str) -> FittedState | None:
+    """The shipped state of a method for a training degradation, if it was made with these settings and weights."""
+    for description in _shipped(method.cls, method.name, degradation):
+        found = _read(description, description.with_suffix(".safetensors"), None, "shipped")
+        if isinstance(found, FittedState):
+            identity = json.loads(description.read_text())["identity"]
+            images = TrainingImages("", identity["data"], dict)
+            budget = Budget(identity["budget"][0], identity["budget"][1], identity["budget"][2])
+            if plan_fit(method, settings, images, degradation, budget).identity == identity:
+                return found
+    return None
+
+
+def _shipped(cls: Any, name: str, degradation: str) -> list[Path]:
+    package = cls.__module__.rpartition(".")[0]
+    if not package:
+        return []
+    file = resources.files(package) / "states" / f"{name}-{degradation}.json"
+    return [Path(str(file))] if file.is_file() else []
+
+
+def _read(description: Path, state: Path, digest: str | None, source: str) -> FittedState | str:
+    """A state whose description and content agree, or why it cannot be used."""
+    try:
+        told = json.loads(description.read_text())
+        if digest is not None and told["digest"] != digest:
+            return "it was made by other settings or data"
+        sha256 = hashlib.sha256(state.read_bytes()).hexdigest()
+        if sha256 != told["state_sha256"]:
+            return f"{state.name} is damaged"
+        return FittedState(state, sha256, source, told["report"])
+    except OSError as error:
+        return f"{Path(error.filename or state).name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        return f"{description.name} is damaged"
+
+
+def ensure(
+    plan: FitPlan,
+    on_progress: Listener | None = None,
+    *,
+    fresh: bool = False,
+    notices: list[str] | None = None,
+) -> FittedState:
+    """The state of a fit, made now where there is none yet; one that was interrupted goes on from its checkpoint.
+
+    The state counts as done once its description is written, which comes last.
+    Raises UnavailableError where the method cannot learn or its images cannot be had, WriteError for the cache.
+    """
+    found = None if fresh else find(plan, notices)
+    if found:
+        return found
+    with _locked(plan):
+        for name in (DESCRIPTION, STATE, *(("checkpoint.safetensors",) if fresh else ())):
+            (plan.folder / name).unlink(missing_ok=True)
+        images = plan.images.load()
+        training = TrainingSet(
+            images["train"],
+            images["validation"],
+            plan.identity["degradation"],
+            plan.budget,
+            plan.identity["seed"],
+            plan.device,
+            plan.folder,
+            on_progress,
+        )
+        method = plan.method.cls(plan.settings)
+        method.device = plan.device
+        started = time.monotonic()
+        try:
+            method.fit(training)
+        except SembenchError as error:
+            raise type(error)(f"{plan.method.name}: {error}") from error
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise UnavailableError(
+                f"restorer {plan.method.name!r} could not be fitted: {type(error).__name__}: {reason}; mend its fit"
+            ) from error
+        content = serialise(method.state, plan.method.name)
+        report = {"seconds": round(time.monotonic() - started, 1), **(method.report or {})}
+        return store(plan, content, report, plan.folder / STATE, plan.folder / DESCRIPTION)
+
+
+def store(plan: FitPlan, content: bytes, report: dict[str, Any], state: Path, description: Path) -> FittedState:
+    """Write a state and then, last, its description."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    told = {"digest": plan.digest, "identity": plan.identity, "state_sha256": sha256, "report": report}
+    write_atomically(state, content)
+    write_atomically(description, (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
+    return FittedState(state, sha256, "fitted", report)
+
+
+def serialise(state: "Mapping[str, Tensor] | None", name: str) -> bytes:
+    """A state as safetensors, floating-point tensors rounded to float16; UnavailableError where it is none."""
+    import torch
+    from safetensors.torch import save
+
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise UnavailableError(f"restorer {name!r} left no state: its fit must set self.state to a dict of tensors")
+    halves = {
+        key: (value.detach().cpu().half() if value.is_floating_point() else value.detach().cpu()).contiguous()
+        for key, value in state.items()
+    }
+    broken = [key for key, value in halves.items() if value.is_floating_point() and not value.isfinite().all()]
+    if broken:
+        raise UnavailableError(f"restorer {name!r}: fitted tensor {broken[0]!r} is not finite in half precision")
+    return save(halves)
+
+
+def load_state(path: Path, sha256: str | None = None) -> "dict[str, Tensor]":
+    """The tensors of a state file; InputError where it is no safetensors file or not the one of that SHA-256."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read as a fitted state ({error.strerror})") from error
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise InputError(f"{path}: changed since it was fitted: remove it and run again")
+    try:
+        return load(content)
+    except (SafetensorError, ValueError) as error:
+        raise InputError(f"{path}: not a fitted state: give a safetensors file that sembench wrote") from error
+
+
+@contextmanager
+def _locked(plan: FitPlan) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(plan.folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise InputError(f"{plan.folder}: another process is fitting {plan.method.name} there: wait for it") from error
+    except OSError as error:
+        raise WriteError(
+            f"{plan.folder}: cannot be written ({error.strerror}): free it, or set SEMBENCH_CACHE to another folder"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
