@@ -7,6 +7,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from sembench.execution.records import Record
     from sembench.execution.run import RunPlan
@@ -231,11 +232,40 @@ def _show_plan(plan: "RunPlan", json_: bool) -> None:
 
 def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
     from rich.console import Console
+
+    listed = plan.protocol.metrics.table or plan.metrics
+    shown = [name for name in listed if name in plan.metrics and not name.startswith(("match_", "residual_"))]
+    console = Console()
+    table = _summary_table(plan, summary, shown)
+    if not console.is_terminal:
+        console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
+    left_out: list[str] = []
+    while len(shown) > 1 and Console(width=10_000).measure(table).maximum > console.width:
+        left_out.insert(0, shown.pop())
+        table = _summary_table(plan, summary, shown)
+    console.print(table)
+    if left_out:
+        console.print(f"for want of width without {', '.join(left_out)}: see summary.csv", style="dim", soft_wrap=True)
+    remarks = ["mean and half width of the 95 % interval over groups"]
+    if "psnr_matched" in shown:
+        remarks.append("raw psnr rewards undoing gain and offset, the matched metrics do not")
+    if "lwr_unbiased_error" in plan.metrics:
+        remarks.append("unbiased roughness is void after a denoiser")
+    if any(line.undefined[name] for line in summary for name in shown):
+        remarks.append("✗: so many cases could not be measured and are in no mean")
+    remarks.append("controls are told the truth and are not ranked")
+    console.print("; ".join(remarks), style="dim", soft_wrap=True)
+    if plan.cases.data == "phantom":
+        console.print("[yellow]phantom[/]: these are simulated scenes, not micrographs", soft_wrap=True)
+    pictures = ", ".join(f"figures/{path.name}" for path in sorted((plan.folder / "figures").glob("*.png")))
+    console.print(f"run folder: {plan.folder}  (cases.csv, summary.csv, {pictures})", soft_wrap=True, markup=False)
+
+
+def _summary_table(plan: "RunPlan", summary: "list[SummaryRow]", shown: list[str]) -> "Table":
     from rich.table import Table
 
     from sembench.registry import METRICS, plugin
 
-    specs = {name: plugin(METRICS, name).load() for name in plan.metrics}
     cases, groups = len(plan.cases.specs), len({spec.group for spec in plan.cases.specs})
     table = Table(
         title=f"{plan.protocol.name} v{plan.protocol.version}: {cases} cases in {groups} groups of {plan.cases.data}",
@@ -243,15 +273,14 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
         header_style="bold",
     )
     table.add_column("restorer", no_wrap=True)
-    listed = plan.protocol.metrics.table or plan.metrics
-    shown = [name for name in listed if name in specs and not name.startswith(("match_", "residual_"))]
     arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
     for name in shown:
-        unit = f"\n{specs[name].unit}" if specs[name].unit else ""
+        metric = plugin(METRICS, name).load()
+        unit = f"\n{metric.unit}" if metric.unit else ""
         heading = name.replace("_", "\n") if len(shown) > FEWEST_TO_STACK else name
-        table.add_column(f"{heading}{arrows[specs[name].better]}{unit}", justify="right", no_wrap=True)
+        table.add_column(f"{heading}{arrows[metric.better]}{unit}", justify="right", no_wrap=True)
     table.add_column("failed", justify="right")
-    table.add_column("time\ns/case", justify="right")
+    table.add_column("time\ns/case", justify="right", no_wrap=True)
     for index, line in enumerate(summary):
         following = summary[index + 1].row.kind if index + 1 < len(summary) else line.row.kind
         label = f"[dim]{line.row.name} (control)[/]" if line.row.kind == "control" else line.row.name
@@ -262,19 +291,7 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
             "" if line.seconds is None else f"{line.seconds:.2f}",
             end_section=following != line.row.kind,
         )
-    console = Console(width=max(Console().width, 60 + 15 * len(shown)) if not Console().is_terminal else None)
-    console.print(table)
-    console.print(
-        "mean and half width of the 95 % interval over groups; raw psnr rewards undoing gain and offset, the matched "
-        "metrics do not; controls are told the truth and are not ranked",
-        style="dim",
-        soft_wrap=True,
-    )
-    if plan.cases.data == "phantom":
-        console.print("[yellow]phantom[/]: these are simulated scenes, not micrographs", soft_wrap=True)
-    console.print(
-        f"run folder: {plan.folder}  (cases.csv, summary.csv, figures/panel.png)", soft_wrap=True, markup=False
-    )
+    return table
 
 
 def _cell(line: "SummaryRow", name: str) -> str:
