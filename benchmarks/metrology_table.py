@@ -15,7 +15,8 @@ HEAD = """# metrology, version 1: what restorations do to a measurement of lines
 
 Means and 95 % intervals over groups, px unless nm is said, lower is better; n✗: cases refused by the measurement, which
 are in no mean, so that a method with crosses is judged on easier cases. `cd_error` averaged is CD(MAE), `avg_error`
-Avg(MAE) of arXiv 2604.05960, Table 4. `oracle`, `ideal_wiener` and `gaussian_affine` are controls.
+Avg(MAE) of arXiv 2604.05960, Table 4. `oracle`, `ideal_wiener` and `gaussian_affine` are controls;
+the last measures as `gaussian` does, as no measurement depends on gain and offset. bm3d was not run.
 
 What to read from it: nothing here restores a noisy image so well that its roughness is right. The raw image, measured
 with its noise taken out (`input`, `lwr_unbiased_error`), is several times closer than any restored one, and CD needs no
