@@ -226,3 +226,10 @@ def test_real_arrays_are_measured(data_folder: Path, number: int, polarity: str,
     assert record["pitch_nm"] == pytest.approx(pitch, abs=0.6)
     assert 0.35 < record["diameter_nm"] / record["pitch_nm"] < 0.75
     assert record["lost_fraction"] < 0.02
+
+
+@pytest.mark.data
+def test_the_square_windows_of_a_specimen_grid_are_no_contacts(data_folder: Path) -> None:
+    image = micrograph.read(data_folder / "semcorpus" / "pretrain" / "odemis-jeol__jeol-example-sem.tif").pixels
+    with pytest.raises(MeasurementRefused, match="of the contour points show no edge"):
+        measure_contacts(image, polarity="dark")

@@ -467,6 +467,10 @@ class _Refinement:
             rejected=rejected,
             flags=(),
         )
+        if record.lost_fraction > MOST_LOST:
+            raise MeasurementRefused(
+                f"no round contacts: {100 * record.lost_fraction:.0f} % of the contour points show no edge"
+            )
         if record.cer > ROUGHEST * record.diameter_mean:
             raise MeasurementRefused(
                 "no array of contacts: the contours scatter about their ellipses as widely as they are"
@@ -517,8 +521,6 @@ def _flags(
     record: ContactMeasurement, template: Template, variance: float, residual: float, spread: float, size: float
 ) -> tuple[str, ...]:
     flags = []
-    if record.lost_fraction > MOST_LOST:
-        flags.append("many rays lost")
     if record.rejected > MOST_LOST * record.count:
         flags.append("irregular array: blobs left out")
     if residual > MOSTLY * variance:
