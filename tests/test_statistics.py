@@ -89,7 +89,7 @@ def test_bootstrap_t_is_its_slow_transcription_at_the_same_resamples() -> None:
 def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     values, labels = _ragged(np.random.default_rng(4), 11)
     whole = mean_interval(values, labels, draws=499)
-    monkeypatch.setattr("sembench.statistics._CELLS", 100)
+    monkeypatch.setattr("sembench.statistics.intervals._CELLS", 100)
     assert mean_interval(values, labels, draws=499) == whole
 
 

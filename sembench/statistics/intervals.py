@@ -45,7 +45,7 @@ def mean_interval(values: ArrayLike, groups: Sequence[Hashable], *, seed: int = 
     """
     if draws < 39:
         raise InputError(f"{draws} draws are too few for a 95 % interval: give 39 at least")
-    sums, sizes = _group_sums(values, groups)
+    sums, sizes = group_sums(values, groups)
     count, number = int(sizes.sum()), len(sizes)
     mean = float(sums.sum() / count)
     if number < FEWEST_GROUPS:
@@ -93,14 +93,17 @@ def standard_error(values: ArrayLike, groups: Sequence[Hashable]) -> float:
     SE^2 = G/(G-1) sum over groups of S_g^2 / n^2, S_g = sum over the group's cases of (x_i - m).
     Raises InputError where lengths differ, a value is not finite, or there is one group alone.
     """
-    sums, sizes = _group_sums(values, groups)
+    sums, sizes = group_sums(values, groups)
     if len(sizes) < 2:
         raise InputError("a standard error needs two groups at least, not one")
     return float(_standard_error(sums - sums.sum() / sizes.sum() * sizes, sizes))
 
 
-def _group_sums(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[Array, Array]:
-    """Sum and number of cases of each group, groups in the order in which they first appear."""
+def group_sums(values: ArrayLike, groups: Sequence[Hashable]) -> tuple[Array, Array]:
+    """Sum and number of cases of each group, both (G,), groups in the order in which they first appear.
+
+    Raises InputError where lengths differ or a value is not finite.
+    """
     array = np.asarray(values, np.float64)
     if array.ndim != 1 or len(array) != len(groups) or not len(array):
         raise InputError(f"values of shape {array.shape} and {len(groups)} group labels: give one label a value")
