@@ -407,6 +407,7 @@ class BlindWiener(Restorer):
     Limits: on fast scans without defocus (kriss) some of the noise's correlation along x still passes for blur.
     """
 
+    keeps_intensity = True
     citation = "P. Whittle, Estimation and information in stationary time series, Ark. Mat. 2, 423 (1953)"
 
     class Settings(Restorer.Settings):

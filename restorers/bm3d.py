@@ -6,13 +6,13 @@ from typing import Any
 import numpy as np
 
 from restorers.noise_level import noise_sigma
-from sembench.errors import InputError
-from sembench.restorer import Image, Need, Restorer
+from sembench.restorer import Image, Need, Restorer, check_image
 
 
 class BM3D(Restorer):
     """BM3D denoising (package bm3d, non-commercial use only), noise level from the image itself."""
 
+    keeps_intensity = True
     licence = "Tampere University, non-commercial use only"
     citation = (
         "K. Dabov et al., IEEE Trans. Image Process. 16 (2007); Y. Makinen et al., IEEE Trans. Image Process. 29 (2020)"
@@ -29,10 +29,7 @@ class BM3D(Restorer):
     def restore(self, image: Image, /) -> Image:
         import bm3d
 
-        if min(image.shape) < 16:
-            raise InputError(
-                f"image of {image.shape[0]} x {image.shape[1]} px is too small for bm3d: 16 px a side at least"
-            )
+        check_image(image)
         scaled = image.astype(np.float64) / 255
         sigma = noise_sigma(scaled)
         if sigma == 0:

@@ -6,7 +6,7 @@ from pydantic import Field
 from scipy import fft
 
 from restorers.fixed_kernel import KernelSettings, cut, fixed_kernel, pad
-from sembench.restorer import Image, Restorer
+from sembench.restorer import Image, Restorer, check_image
 
 
 def richardson_lucy(image: NDArray[np.floating], kernel: NDArray[np.floating], iterations: int) -> NDArray[np.floating]:
@@ -41,6 +41,7 @@ class RichardsonLucy(Restorer):
         iterations: int = Field(30, ge=1, le=1000, description="number of iterations")
 
     def restore(self, image: Image, /) -> Image:
+        check_image(image)
         kernel = fixed_kernel(self.settings.radius, self.settings.beta)
         half = kernel.shape[0] // 2
         return cut(richardson_lucy(pad(image, half), kernel, self.settings.iterations), half)

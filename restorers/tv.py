@@ -4,11 +4,13 @@ import numpy as np
 from pydantic import Field
 
 from restorers.noise_level import noise_sigma
-from sembench.restorer import Image, Restorer
+from sembench.restorer import Image, Restorer, check_image
 
 
 class TotalVariation(Restorer):
     """Total variation denoising (Chambolle 2004, scikit-image), weight set by the image's own noise."""
+
+    keeps_intensity = True
 
     citation = (
         "A. Chambolle, An algorithm for total variation minimization and applications, J. Math. Imaging Vis. 20 (2004)"
@@ -18,6 +20,7 @@ class TotalVariation(Restorer):
         strength: float = Field(2.5, gt=0, le=50, description="weight in units of the estimated noise sigma")
 
     def restore(self, image: Image, /) -> Image:
+        check_image(image)
         from skimage.restoration import denoise_tv_chambolle
 
         scaled = image / np.float32(255)

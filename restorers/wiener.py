@@ -3,11 +3,13 @@
 from pydantic import Field
 
 from restorers.fixed_kernel import KernelSettings, cut, fixed_kernel, pad
-from sembench.restorer import Image, Restorer
+from sembench.restorer import Image, Restorer, check_image
 
 
 class Wiener(Restorer):
     """Wiener deconvolution with one fixed Airy kernel (scikit-image)."""
+
+    keeps_intensity = True
 
     citation = "F. Orieux et al., Bayesian estimation of regularization for Wiener-Hunt deconvolution, JOSA A 27 (2010)"
 
@@ -15,6 +17,7 @@ class Wiener(Restorer):
         balance: float = Field(0.01, gt=0, le=1e6, description="weight of the regularisation")
 
     def restore(self, image: Image, /) -> Image:
+        check_image(image)
         from skimage.restoration import wiener
 
         kernel = fixed_kernel(self.settings.radius, self.settings.beta)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -62,6 +63,8 @@ class Method:
     licence: ClassVar[str] = "Apache-2.0"
     citation: ClassVar[str] = ""
     version: ClassVar[int] = 1
+    expected_failures: ClassVar["Mapping[str, str]"] = MappingProxyType({})
+    """Checks of `sembench check` that are known to fail, each with its reason; one that passes all the same is told."""
 
     class Settings(BaseModel):
         """Each field has bounds and a description; a field named `degradation` is filled in from the protocol."""
@@ -92,6 +95,9 @@ class Restorer(Method):
     keeps the state in its cache and sets it again, so `restore` must not need anything else that `fit` made. It may
     have `weights_digest(settings) -> str`, the SHA-256 of pretrained weights that it starts from. A method that learns
     and has settings `degradation` and `seed` is fitted by them.
+
+    A method may have `embed(self, image, /)`, which gives a real vector (features,) of one length for every image, by
+    which protocols over sets compare; it is called unfitted.
     """
 
     kind = "restorer"
@@ -103,6 +109,14 @@ class Restorer(Method):
     """Where torch computes: `cpu`, `cuda` or `cuda:N`."""
     settings_after_fit: ClassVar[tuple[str, ...]] = ()
     """Names of settings that `restore` alone uses, so that a fit does not depend on them."""
+    keeps_intensity: ClassVar[bool] = False
+    """Whether a flat image comes back as it was; methods that undo a gain and an offset do not declare it."""
+    tile_tolerance: ClassVar[float] = 0.01
+    """Gray levels by which an image restored in tiles of `tile_overlap` may differ from one restored as a whole."""
+
+    def tile_overlap(self) -> int | None:
+        """Surroundings (px) on which a restored pixel depends, so that it may be cut into tiles; None: never cut."""
+        return None
 
     @classmethod
     def learns(cls) -> bool:
