@@ -41,6 +41,9 @@ class Embedded:
             raise InputError(f"{int((~np.isfinite(self.vectors)).any(axis=1).sum())} embeddings are not finite")
         if shape[0] <= CLUSTERS:
             raise InputError(f"{shape[0]} tiles are too few for {CLUSTERS} clusters")
+        distinct = len(np.unique(self.vectors, axis=0))
+        if distinct < CLUSTERS:
+            raise InputError(f"{distinct} distinct embeddings of {shape[0]} tiles are too few for {CLUSTERS} clusters")
 
     def scores(self) -> "dict[str, NDArray[np.float64]]":
         """Every score for each of the seeds of KMeans, (SEEDS,)."""
@@ -57,15 +60,36 @@ def normalised(vectors: "NDArray[np.floating]") -> "NDArray[np.float64]":
     return vectors / lengths
 
 
+def clusters(vectors: "NDArray[np.float64]", seed: int) -> "NDArray[np.int_]":
+    """The cluster 0..9 of each vector of length 1, (n,), by KMeans from one seed, whatever the number of threads."""
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        return KMeans(CLUSTERS, n_init=INITS, random_state=seed).fit_predict(vectors)
+
+
+def projected(vectors: "NDArray[np.float64]") -> "NDArray[np.float64]":
+    """Vectors of length 1 laid out in a plane, (n, 2), by t-SNE of cosine distances: near stays near, far means little.
+
+    Source: van der Maaten and Hinton 2008.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    with threadpool_limits(1):
+        return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=0).fit_transform(vectors)
+
+
 def _scores(vectors: "NDArray[np.float64]", groups: Sequence[str]) -> "dict[str, NDArray[np.float64]]":
     from sklearn import metrics
-    from sklearn.cluster import KMeans
 
     distances = np.clip(1 - vectors @ vectors.T, 0, None)
     np.fill_diagonal(distances, 0)
     runs: dict[str, list[float]] = {name: [] for name in TITLES}
     for seed in range(SEEDS):
-        labels = KMeans(CLUSTERS, n_init=INITS, random_state=seed).fit_predict(vectors)
+        labels = clusters(vectors, seed)
         runs["silhouette"].append(metrics.silhouette_score(distances, labels, metric="precomputed"))
         runs["davies_bouldin"].append(metrics.davies_bouldin_score(vectors, labels))
         runs["calinski_harabasz"].append(metrics.calinski_harabasz_score(vectors, labels))
