@@ -7,3 +7,6 @@ FOLDER = Path(__file__).parent
 s2s = FOLDER / "s2s.toml"
 s2s_midpoint = FOLDER / "s2s_midpoint.toml"
 metrology = FOLDER / "metrology.toml"
+s2r = FOLDER / "s2r.toml"
+s2r_broad = FOLDER / "s2r_broad.toml"
+clustering = FOLDER / "clustering.toml"

@@ -4,6 +4,7 @@ import io
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from sembench.metrology.contacts import ContactMeasurement
     from sembench.metrology.lines import LineMeasurement
     from sembench.metrology.spectrum import Spectrum, SpectrumModel
+    from sembench.statistics import Interval
     from sembench.trend import PolynomialFit
 
 INK = "#1b1f24"
@@ -127,6 +129,107 @@ def intervals(
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     _save(figure, path)
+
+
+def differences(
+    path: Path, title: str, label: str, rows: "Sequence[tuple[str, Interval, str]]", margin: float | None
+) -> None:
+    """Mean difference and 95 % interval of each pair, a line a pair; zero, and the band of what does not matter.
+
+    rows: what is compared, its interval, what is known of it; margin: half width of the band, or None.
+    """
+    figure = _figure(8.4, 0.36 * len(rows) + 1.5)
+    axes = figure.subplots()
+    if margin is not None:
+        axes.axvspan(-margin, margin, color=PALETTE[2], alpha=0.16, linewidth=0)
+    axes.axvline(0, color=INK, linewidth=1.0)
+    for position, (_, interval, mark) in enumerate(rows):
+        told = mark.split(", ")[0]
+        colour = PALETTE[2] if told == "equivalent" else ACCENT if told in ("better", "worse", "different") else SOFT
+        if interval.low is not None and interval.high is not None:
+            axes.plot([interval.low, interval.high], [position] * 2, color=colour, linewidth=2.2, alpha=0.55)
+        axes.plot([interval.mean], [position], "o", color=colour, markersize=5.5)
+        axes.annotate(
+            mark, (1.0, position), xycoords=("axes fraction", "data"), xytext=(6, 0), textcoords="offset points",
+            va="center", fontsize=8.5, color=colour,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [name for name, *_ in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    band = "" if margin is None else f"; band: ±{margin:g} does not matter"
+    axes.set_xlabel(f"{label}{band}", color=INK)
+    axes.set_title(title, fontsize=10.5, color=INK, loc="left")
+    axes.grid(axis="x", color="#e3e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    _save(figure, path)
+
+
+@dataclass(frozen=True, eq=False)
+class ClusterExamples:
+    """What is shown of one cluster: its number, the line below it, its tiles (h, w), gray levels 0..255."""
+
+    number: int
+    caption: str
+    tiles: Sequence[Image]
+
+
+def cluster_map(
+    path: Path,
+    title: str,
+    note: str,
+    positions: "NDArray[Any]",
+    labels: "NDArray[Any]",
+    shown: Sequence[ClusterExamples],
+) -> None:
+    """Embeddings laid out in a plane, coloured and numbered by cluster, and beside them example tiles of each.
+
+    positions: (n, 2), axes without meaning; labels: (n,), the cluster of each; note: how the plane was made.
+    """
+    from matplotlib import colormaps
+    from matplotlib.patheffects import withStroke
+
+    columns = 2
+    rows = -(-len(shown) // columns)
+    width = max((len(cluster.tiles) for cluster in shown), default=1)
+    figure = _figure(7.0 + columns * 0.98 * width, max(5.6, 1.28 * rows + 0.8))
+    figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
+    plane, sheet = figure.subfigures(1, 2, squeeze=False, width_ratios=(7.0, columns * 0.98 * width))[0]
+    axes = plane.subplots()
+    axes.set_xlabel(note, fontsize=8, color=SOFT, loc="left")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color("#e3e7eb")
+    colours = [colormaps["tab10"](i % 10) for i in range(len(shown))]
+    for cluster, colour in zip(shown, colours, strict=True):
+        own = positions[labels == cluster.number]
+        axes.scatter(own[:, 0], own[:, 1], s=15, color=[colour], edgecolors="white", linewidths=0.4)
+        axes.annotate(
+            str(cluster.number), np.median(own, axis=0), fontsize=12, fontweight="bold", color=colour, ha="center",
+            va="center", path_effects=[withStroke(linewidth=3, foreground="white")],
+        )  # fmt: skip
+    strips = sheet.subfigures(rows, columns, squeeze=False)
+    for strip, cluster, colour in zip(strips.flat, shown, colours, strict=False):
+        strip.suptitle(f"{cluster.number}: {cluster.caption}", fontsize=8, color=INK, x=0.02, ha="left")
+        for cell in strip.subplots(1, width, squeeze=False)[0]:
+            cell.set_axis_off()
+        for cell, tile in zip(strip.axes, cluster.tiles, strict=False):
+            low, high = np.percentile(tile, (0.5, 99.5))
+            cell.imshow(tile, cmap="gray", vmin=low, vmax=max(high, low + 1), interpolation="nearest")
+            _outline_axes(cell, colour)
+    _save(figure, path)
+
+
+def _outline_axes(axes: "Axes", colour: Any) -> None:
+    """A frame in one colour in place of axes."""
+    axes.set_axis_on()
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(2)
 
 
 # Metrology

@@ -32,6 +32,8 @@ class DataPart(_Part):
     scenes: Literal["lines"] | None = Field(None, description="phantom scenes with truth that belong to the cases")
     size: int = Field(512, ge=192, le=4096, description="side of the field cut from a phantom or a user's image, px")
     fallback: Literal["phantom"] | None = "phantom"
+    pairs: bool | None = Field(None, description="whether the set holds real pairs of an input and a reference")
+    also: tuple[str, ...] | None = Field(None, description="further sets of pairs that --data may name")
 
     @model_validator(mode="after")
     def _roles_apart(self) -> "DataPart":
@@ -45,7 +47,7 @@ class DataPart(_Part):
 class DegradationPart(_Part):
     """The named degradation and the parameters that are fixed."""
 
-    name: Literal["paper", "metrology"] = "paper"
+    name: Literal["paper", "metrology", "none"] = "paper"
     training: Literal["paper", "broad"] | None = Field(
         None, description="degradation that learned methods are trained with; none: the same"
     )
@@ -69,7 +71,10 @@ class DegradationPart(_Part):
 class AlignmentPart(_Part):
     """How a real pair is registered; synthetic pairs need none."""
 
-    model: Literal["none"] = "none"
+    model: Literal["none", "translation", "affine"] = "none"
+    margins: dict[str, int] | None = Field(
+        default=None, description="margin (px) of sets that need another than the protocol's"
+    )
 
 
 class MetricsPart(_Part):
@@ -108,7 +113,7 @@ class Protocol(_Part):
     question: str
     seed: int = Field(ge=0)
     published: bool = False
-    scope: Literal["case"] = "case"
+    scope: Literal["case", "set"] = "case"
     order: Literal["round_robin", "listed"] = "round_robin"
     margin: int = Field(0, ge=0, description="border left out of every metric, px")
     time_limit_s: float = Field(300, gt=0, description="time limit of one restoration with its metrics, s")
@@ -123,6 +128,12 @@ class Protocol(_Part):
     def _margin_fits(self) -> "Protocol":
         if 2 * self.margin >= self.data.size:
             raise ValueError(f"margin of {self.margin} px leaves nothing of {self.data.size} px: give a smaller one")
+        return self
+
+    @model_validator(mode="after")
+    def _set_is_clean(self) -> "Protocol":
+        if self.scope == "set" and (self.degradation.name != "none" or self.degradation.fixed):
+            raise ValueError('scope "set" compares clean tiles: give degradation.name = "none" and nothing fixed')
         return self
 
     @property

@@ -9,12 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from sembench.execution.plan import Row
-from sembench.execution.records import Record
+from sembench.execution.records import LEFT_OUT, Record
 from sembench.metrics.table import MetricSpec
 from sembench.micrograph import write_atomically
 from sembench.statistics import Interval, mean_interval
 
 CASE_COLUMNS = ("restorer", "settings", "case", "group", "status")
+ALIGNMENT_COLUMNS = {
+    "shift_left_median_px": "residual_median_px",
+    "shift_left_p95_px": "residual_p95_px",
+    "estimators_differ_px": "disagreement_px",
+    "input_to_reference_gain": "gain",
+    "input_to_reference_offset": "offset",
+}
+"""Columns of pairs in cases.csv, and where an alignment's record has them."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,7 @@ class SummaryRow:
     """One restorer's line: how many cases it solved and failed, and for each metric the mean with its interval.
 
     undefined: for each metric the solved cases that it applies to and has no value for: shown as crosses.
+    left_out: cases that could not be trusted, whoever restores them; they are in no mean.
     """
 
     row: Row
@@ -30,6 +39,24 @@ class SummaryRow:
     metrics: dict[str, Interval | None]
     undefined: dict[str, int]
     seconds: float | None
+    left_out: int = 0
+
+
+def _seconds(record: Record) -> float | None:
+    """What the restorer took, to restore a case or to embed a set."""
+    seconds = record.get("seconds", {})
+    return seconds.get("restore", seconds.get("embed"))
+
+
+def strata(records: Iterable[Record]) -> list[str]:
+    """The kinds of cases that are also reported apart: what stands before the bar in their groups; often none."""
+    kinds = {record["group"].partition("|")[0] for record in records if "|" in record["group"]}
+    return sorted(kinds) if len(kinds) > 1 else []
+
+
+def in_stratum(records: Iterable[Record], stratum: str) -> list[Record]:
+    """The records of one kind of cases."""
+    return [record for record in records if record["group"].partition("|")[0] == stratum]
 
 
 def summarise(rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[str]) -> list[SummaryRow]:
@@ -49,10 +76,11 @@ def summarise(rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[
             intervals[name] = (
                 mean_interval([r["metrics"][name] for r in valued], [r["group"] for r in valued]) if valued else None
             )
-        times = sorted(record["seconds"]["restore"] for record in solved)
+        times = sorted(seconds for seconds in map(_seconds, solved) if seconds is not None)
         seconds = times[len(times) // 2] if times else None
-        failed = len(by_row[row.row_id]) - len(solved)
-        summary.append(SummaryRow(row, len(solved), failed, intervals, undefined, seconds))
+        left_out = sum(record["status"] == LEFT_OUT for record in by_row[row.row_id])
+        failed = len(by_row[row.row_id]) - len(solved) - left_out
+        summary.append(SummaryRow(row, len(solved), failed, intervals, undefined, seconds, left_out))
     return summary
 
 
@@ -78,6 +106,7 @@ def as_json(summary: Sequence[SummaryRow], folder: Path) -> dict[str, Any]:
                 "settings": line.row.settings,
                 "solved": line.solved,
                 "failed": line.failed,
+                "left_out": line.left_out,
                 "seconds_median": line.seconds,
                 "metrics": {
                     name: {
@@ -113,10 +142,12 @@ def _full(value: float | None) -> str:
     return "" if value is None else repr(float(value))
 
 
-def write_cases(path: Path, rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[str]) -> None:
+def write_cases(path: Path, rows: Sequence[Row], records: Sequence[Record], metrics: Sequence[str]) -> None:
     """cases.csv: one row a restorer and case, full precision, then gray-level digests, seconds and the reason."""
     settings = {row.row_id: _settings_text(row.settings) for row in rows}
-    header = [*CASE_COLUMNS, *metrics, "restore_seconds", "image_sha256", "reason"]
+    aligned = ALIGNMENT_COLUMNS if any("alignment" in record for record in records) else {}
+    step, file = ("embed", "embeddings") if any("tiles" in record for record in records) else ("restore", "image")
+    header = [*CASE_COLUMNS, *metrics, *aligned, f"{step}_seconds", f"{file}_sha256", "reason"]
     lines = [
         [
             record["restorer"],
@@ -125,8 +156,9 @@ def write_cases(path: Path, rows: Sequence[Row], records: Iterable[Record], metr
             record["group"],
             record["status"],
             *(_full(record.get("metrics", {}).get(name)) for name in metrics),
-            _full(record.get("seconds", {}).get("restore")),
-            record.get("image_sha256", ""),
+            *(_full(record.get("alignment", {}).get(key)) for key in aligned.values()),
+            _full(_seconds(record)),
+            record.get(f"{file}_sha256", ""),
             record.get("reason", ""),
         ]
         for record in records
@@ -143,11 +175,13 @@ def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[s
         "settings",
         "solved",
         "failed",
+        "left_out",
         *(f"{name}_{part}" for name in metrics for part in parts),
     ]
     lines = []
     for line in summary:
-        cells: list[Any] = [line.row.name, line.row.kind, _settings_text(line.row.settings), line.solved, line.failed]
+        cells: list[Any] = [line.row.name, line.row.kind, _settings_text(line.row.settings)]
+        cells += [line.solved, line.failed, line.left_out]
         for name in metrics:
             interval = line.metrics[name]
             if interval is None:

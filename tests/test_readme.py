@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sembench.checks import check_restorer
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -13,6 +15,8 @@ def test_the_restorer_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     code = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
     (tmp_path / "mine.py").write_text(code[1], encoding="utf-8")
+    results = check_restorer(f"{tmp_path / 'mine.py'}:Unsharp")
+    assert [result for result in results if result.outcome == "failed"] == []
     command = "run --restorer mine.py:Unsharp,input --data phantom --limit 1 --set Unsharp.amount=0.5 --json"
     done = subprocess.run(
         [sys.executable, "-m", "sembench", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -3,6 +3,19 @@
 from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec
 from sembench.cases.fields import PhantomSpec, roles
 from sembench.cases.lines import PHANTOM
+from sembench.cases.pairs import STAND_IN
 from sembench.cases.plan import plan_cases
+from sembench.cases.tiles import TileSetSpec
 
-__all__ = ["PHANTOM", "Case", "CaseLeftOut", "CasePlan", "CaseSpec", "PhantomSpec", "plan_cases", "roles"]
+__all__ = [
+    "PHANTOM",
+    "STAND_IN",
+    "Case",
+    "CaseLeftOut",
+    "CasePlan",
+    "CaseSpec",
+    "PhantomSpec",
+    "TileSetSpec",
+    "plan_cases",
+    "roles",
+]

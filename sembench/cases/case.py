@@ -21,16 +21,18 @@ class Case:
 
     pixel_size_nm: (x, y); truth: true edges of the lines. None where nobody knows.
     alignment: how the reference was registered on the input, plain values; None where nothing had to be.
+    margin: px at each border that are not scored; None: the protocol's.
     """
 
     case_id: str
     group: str
-    reference: Image
+    reference: Image | None
     degraded: Image
     degradation: Degradation | None
     pixel_size_nm: tuple[float, float] | None = None
     truth: LineTruth | None = None
     alignment: dict[str, Any] | None = None
+    margin: int | None = None
 
 
 @dataclass(frozen=True)

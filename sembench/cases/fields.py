@@ -42,11 +42,14 @@ class FieldSpec(CaseSpec):
 
     def make(self, protocol: Protocol) -> Case:
         image = micrograph.read(Path(self.path), crop=self.crop)
-        height, width = image.pixels.shape
+        return _degraded(protocol, self, micrograph.to_grid(self.cut(image.pixels)), image.pixel_size_nm)
+
+    def cut(self, pixels: Image) -> Image:
+        """The field's part of the cropped image; InputError where it reaches beyond."""
+        height, width = pixels.shape
         if self.x + self.width > width or self.y + self.height > height:
             raise InputError(f"{self.path}: field {self.case_id} reaches beyond the image of {height} x {width} px")
-        field = image.pixels[self.y : self.y + self.height, self.x : self.x + self.width]
-        return _degraded(protocol, self, micrograph.to_grid(field), image.pixel_size_nm)
+        return pixels[self.y : self.y + self.height, self.x : self.x + self.width]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sembench.cases import fields, lines
+from sembench.cases import fields, lines, pairs, tiles
 from sembench.cases.case import CasePlan
 from sembench.cases.lines import PHANTOM
 from sembench.errors import InputError, UnavailableError
@@ -32,17 +32,25 @@ def plan_cases(
     known = plugins(DATASETS)
     if name not in known:
         if Path(name).is_dir():
+            if protocol.scope == "set":
+                raise InputError(f"protocol {protocol.name!r} takes no folder: its tiles are frozen")
+            if protocol.data.pairs:
+                return pairs.plan_pair_folder(protocol, Path(name), limit, crop_bottom)
             if protocol.data.scenes:
                 raise InputError(f"protocol {protocol.name!r} takes no folder: its scenes are frozen; see `measure`")
             return fields.plan_folder(protocol, Path(name), limit, crop_bottom)
         raise InputError(f"{name}: neither a folder nor a data set: {suggestion(name, [*known, PHANTOM])}")
-    if name != protocol.data.set:
+    if name not in (protocol.data.set, *(protocol.data.also or ())):
         raise InputError(
             f"protocol {protocol.name!r} has no fields for data set {name!r}: "
-            f"give --data {protocol.data.set}, phantom or a folder"
+            f"give --data {protocol.data.set}{', phantom or a folder' if protocol.scope == 'case' else ' or phantom'}"
         )
     try:
         dataset = plugin(DATASETS, name).load()()
+        if protocol.data.pairs:
+            return pairs.plan_pairs(protocol, dataset, limit)
+        if protocol.scope == "set":
+            return tiles.plan_tiles(protocol, dataset, limit)
         plan_set = lines.plan_lines if protocol.data.scenes == "lines" else fields.plan_fields
         return plan_set(protocol, dataset, limit)
     except UnavailableError as error:
@@ -55,5 +63,9 @@ def plan_cases(
 
 
 def _stand_in(protocol: Protocol, limit: int | None) -> CasePlan:
+    if protocol.scope == "set":
+        return tiles.plan_scene_tiles(protocol, limit)
+    if protocol.data.pairs:
+        return pairs.plan_stand_in(protocol, limit)
     plan = lines.plan_scenes if protocol.data.scenes == "lines" else fields.plan_phantom
     return plan(protocol, limit)

@@ -6,6 +6,8 @@ from typing import Annotated
 import typer
 
 from sembench.commands.adapt import adapt as adapt_command
+from sembench.commands.check import check as check_command
+from sembench.commands.compare import compare as compare_command
 from sembench.commands.data import data_app
 from sembench.commands.doctor import doctor as doctor_command
 from sembench.commands.images import degrade, restore
@@ -45,6 +47,7 @@ def options(
 
 
 app.command("run")(run_command)
+app.command("compare")(compare_command)
 app.command("list")(list_plugins)
 app.command("restore")(restore)
 app.command("degrade")(degrade)
@@ -52,6 +55,7 @@ app.command("measure")(measure_command)
 app.command("phantom")(phantom_command)
 app.command("train")(train_command)
 app.command("adapt")(adapt_command)
+app.command("check")(check_command)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor_command)
 

@@ -123,7 +123,7 @@ def run(
 
         typer.echo(json.dumps(as_json(summary, plan.folder), indent=2))
     else:
-        _show_summary(plan, summary)
+        _show_summary(plan, summary, records)
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed[:5]:
         what = escape(f"{record['restorer']} on {record['case']}: {record['reason']}")
@@ -230,48 +230,69 @@ def _show_plan(plan: "RunPlan", json_: bool) -> None:
         typer.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
 
 
-def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]") -> None:
+def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]") -> None:
     from rich.console import Console
+
+    from sembench.cases import PHANTOM, STAND_IN
+    from sembench.results import in_stratum, strata, summarise
 
     listed = plan.protocol.metrics.table or plan.metrics
     shown = [name for name in listed if name in plan.metrics and not name.startswith(("match_", "residual_"))]
     console = Console()
-    table = _summary_table(plan, summary, shown)
+    where = f"{plan.protocol.name} v{plan.protocol.version}"
+    title = f"{where}: {_counted(records)} of {plan.cases.data}"
+    table = _summary_table(title, summary, shown)
     if not console.is_terminal:
         console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
-    left_out: list[str] = []
+    hidden: list[str] = []
     while len(shown) > 1 and Console(width=10_000).measure(table).maximum > console.width:
-        left_out.insert(0, shown.pop())
-        table = _summary_table(plan, summary, shown)
+        hidden.insert(0, shown.pop())
+        table = _summary_table(title, summary, shown)
     console.print(table)
-    if left_out:
-        console.print(f"for want of width without {', '.join(left_out)}: see summary.csv", style="dim", soft_wrap=True)
+    for stratum in strata(records):
+        part = {line.row.row_id: line for line in summarise(plan.rows, in_stratum(records, stratum), plan.metrics)}
+        title = f"{where}, {stratum} alone: {_counted(in_stratum(records, stratum))}"
+        console.print(_summary_table(title, [part[line.row.row_id] for line in summary], shown))
+    if hidden:
+        console.print(f"for want of width without {', '.join(hidden)}: see summary.csv", style="dim", soft_wrap=True)
+    reasons = {record["case"]: record["reason"] for record in records if record["status"] == "left_out"}
+    for reason in reasons.values():
+        console.print(f"left out: {reason}", soft_wrap=True, markup=False)
     remarks = ["mean and half width of the 95 % interval over groups"]
+    if plan.protocol.scope == "set":
+        remarks = ["mean and standard deviation over the seeds of KMeans; one set of tiles, so no interval"]
     if "psnr_matched" in shown:
         remarks.append("raw psnr rewards undoing gain and offset, the matched metrics do not")
     if "lwr_unbiased_error" in plan.metrics:
         remarks.append("unbiased roughness is void after a denoiser")
     if any(line.undefined[name] for line in summary for name in shown):
         remarks.append("✗: so many cases could not be measured and are in no mean")
-    remarks.append("controls are told the truth and are not ranked")
+    if plan.protocol.scope == "case":
+        remarks.append("controls are told the truth and are not ranked")
     console.print("; ".join(remarks), style="dim", soft_wrap=True)
-    if plan.cases.data == "phantom":
+    if plan.cases.data in (PHANTOM, STAND_IN):
         console.print("[yellow]phantom[/]: these are simulated scenes, not micrographs", soft_wrap=True)
     pictures = ", ".join(f"figures/{path.name}" for path in sorted((plan.folder / "figures").glob("*.png")))
     console.print(f"run folder: {plan.folder}  (cases.csv, summary.csv, {pictures})", soft_wrap=True, markup=False)
 
 
-def _summary_table(plan: "RunPlan", summary: "list[SummaryRow]", shown: list[str]) -> "Table":
+def _counted(records: "list[Record]") -> str:
+    """How many cases in how many groups were scored, and how many were left out."""
+    for record in records:
+        if "tiles" in record:
+            return f"{record['tiles']} tiles in {record['tile_groups']} groups"
+    scored = {record["case"]: record["group"] for record in records if record["status"] != "left_out"}
+    left_out = len({record["case"] for record in records if record["status"] == "left_out"})
+    text = f"{len(scored)} cases in {len(set(scored.values()))} groups"
+    return f"{text} ({left_out} left out)" if left_out else text
+
+
+def _summary_table(title: str, summary: "list[SummaryRow]", shown: list[str]) -> "Table":
     from rich.table import Table
 
     from sembench.registry import METRICS, plugin
 
-    cases, groups = len(plan.cases.specs), len({spec.group for spec in plan.cases.specs})
-    table = Table(
-        title=f"{plan.protocol.name} v{plan.protocol.version}: {cases} cases in {groups} groups of {plan.cases.data}",
-        title_justify="left",
-        header_style="bold",
-    )
+    table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("restorer", no_wrap=True)
     arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
     for name in shown:
@@ -303,4 +324,7 @@ def _cell(line: "SummaryRow", name: str) -> str:
     text = f"{interval.mean:.{digits}f}"
     if interval.low is not None and interval.high is not None:
         text += f" ±{(interval.high - interval.low) / 2:.{digits}f}"
+    spread = line.metrics.get(f"{name}_spread")
+    if spread is not None:
+        text += f" ±{spread.mean:.{digits}f}"
     return f"{text} {crosses}".rstrip()

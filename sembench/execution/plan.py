@@ -11,8 +11,9 @@ from sembench.cases import CasePlan
 from sembench.errors import InputError, UnavailableError
 from sembench.execution.fits import FitPlan, plan_fit
 from sembench.execution.training import training_images
+from sembench.metrics.clustering import SetMetricSpec
 from sembench.protocol import Protocol
-from sembench.registry import METRICS, find_method, needs_of, plugin, resolve_settings, suggestion
+from sembench.registry import METRICS, MethodTarget, find_method, needs_of, plugin, resolve_settings, suggestion
 from sembench.restorer import Budget
 
 
@@ -54,6 +55,8 @@ def plan_rows(
     Raises InputError for an unknown name or setting, UnavailableError for an unmet need unless skipped.
     """
     methods = [find_method(target) for target in targets]
+    if protocol.scope == "set":
+        _check_embed(methods, protocol)
     names = [method.name for method in methods]
     doubled = {name for name in names if names.count(name) > 1}
     if doubled:
@@ -83,17 +86,26 @@ def plan_rows(
     return rows, notices
 
 
+def _check_embed(methods: Iterable[MethodTarget], protocol: Protocol) -> None:
+    for method in methods:
+        if method.cls.kind != "restorer" or not callable(getattr(method.cls, "embed", None)):
+            raise InputError(
+                f"{method.cls.kind} {method.name!r} has no embed(image), and protocol {protocol.name!r} compares "
+                "embeddings: give --restorer one that has, such as semfm"
+            )
+
+
 def plan_fits(
     rows: Iterable[Row], protocol: Protocol, data: str, budget: Budget, *, device: str = "cpu"
 ) -> tuple[list[Row], dict[str, FitPlan]]:
     """The rows again, those that learn told apart by what they will learn from; and the fit of each such row.
 
-    data: what the cases come from, as CasePlan.data names it.
+    data: what the cases come from, as CasePlan.data names it. A protocol over a set fits nothing.
     """
     told, fits = [], {}
     for row in rows:
         method = find_method(row.target)
-        if row.kind == "restorer" and method.cls.learns():
+        if row.kind == "restorer" and method.cls.learns() and protocol.scope == "case":
             settings = method.cls.Settings(**row.settings)
             images = training_images(protocol, data)
             fit = plan_fit(method, settings, images, protocol.training_degradation, budget, device=device)
@@ -115,10 +127,15 @@ def default_folder(protocol: Protocol, cases: CasePlan) -> Path:
 
 
 def available_metrics(protocol: Protocol) -> tuple[list[str], list[str]]:
-    """The metrics that can be computed here, and a notice for each that cannot."""
+    """The metrics that can be computed here, and a notice for each that cannot.
+
+    Raises InputError for a metric of the other scope: of images where sets are scored, or the other way round.
+    """
     names, notices = [], []
     for name in protocol.metrics.names:
         spec = plugin(METRICS, name).load()
+        if isinstance(spec, SetMetricSpec) != (protocol.scope == "set"):
+            raise InputError(f"protocol {protocol.name!r} of scope {protocol.scope!r} cannot have the metric {name!r}")
         needs = spec.needs()
         if needs:
             notices.append(f"metric {name} is left out: {needs[0]}")

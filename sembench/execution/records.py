@@ -10,6 +10,8 @@ from sembench.errors import InputError, WriteError
 
 Record = dict[str, Any]
 Key = tuple[str, str]
+LEFT_OUT = "left_out"
+"""Status of a case that cannot be trusted, whoever restores it: counted, in no mean, not tried again."""
 
 
 def key(record: Record) -> Key:
@@ -37,16 +39,7 @@ class Records:
             raise WriteError(
                 f"{self.path}: cannot be read and written ({error.strerror}): free it, or give another --out"
             ) from error
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                record = json.loads(line)
-                record["status"]
-                self._by_key[key(record)] = record
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(
-                    f"{self.path}: line {number} is not a record ({type(error).__name__}): "
-                    "remove that line to redo its case, or start over with --fresh"
-                ) from error
+        self._by_key = _parsed(self.path, whole)
 
     def __contains__(self, wanted: Key) -> bool:
         return wanted in self._by_key
@@ -81,6 +74,36 @@ class Records:
             if descriptor is not None:
                 os.close(descriptor)
         self._by_key[key(record)] = record
+
+
+def read_records(path: Path) -> tuple[list[Record], bool]:
+    """The records of a file that is left as it is, the newest of each key; and whether its last line is torn.
+
+    A torn last line is no record: a run may be writing it. Raises InputError where the file cannot be read or another
+    line is no record.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): give the folder of a run with records") from error
+    whole = content[: content.rfind(b"\n") + 1]
+    return list(_parsed(path, whole).values()), len(whole) < len(content)
+
+
+def _parsed(path: Path, whole: bytes) -> dict[Key, Record]:
+    """The newest record of each key, in order of first appearance; every line must be one."""
+    by_key: dict[Key, Record] = {}
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            record = json.loads(line)
+            record["status"]
+            by_key[key(record)] = record
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}: line {number} is not a record ({type(error).__name__}): "
+                "remove that line to redo its case, or start over with --fresh"
+            ) from error
+    return by_key
 
 
 def pending(

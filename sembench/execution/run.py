@@ -33,7 +33,10 @@ from sembench.protocol import Protocol, load
 from sembench.restorer import Budget, FitProgress
 
 RUN_SCHEMA = 1
-LIBRARIES = ("numpy", "scipy", "scikit-image", "imagecodecs", "torch", "torchvision", "lpips", "pyiqa", "bm3d", "bm4d")
+LIBRARIES = (
+    *("numpy", "scipy", "scikit-image", "scikit-learn", "imagecodecs"),
+    *("torch", "torchvision", "lpips", "pyiqa", "bm3d", "bm4d"),
+)
 QUEUED_CASES = 2
 """Cases handed to a worker ahead of the one it works on, so that it never waits."""
 
@@ -222,7 +225,8 @@ def _check_stored(plan: RunPlan, records: Records, todo: dict[str, list[str]]) -
             record = records.get((row.row_id, spec.case_id))
             if not record or record["status"] != "ok":
                 continue
-            whole = set(plan.metrics) <= set(record["metrics"]) and (plan.folder / record["image"]).is_file()
+            stored = record.get("image") or record.get("embeddings", "")
+            whole = set(plan.metrics) <= set(record["metrics"]) and (plan.folder / stored).is_file()
             if not whole:
                 todo.setdefault(spec.case_id, []).append(row.row_id)
 
@@ -251,7 +255,7 @@ def _clear(folder: Path) -> None:
     """Remove what an earlier run left, and only in a folder that is a run."""
     if not (folder / "run.json").is_file():
         return
-    for name in ("restored", "figures"):
+    for name in ("restored", "embeddings", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("records.jsonl", "run.json", "cases.csv", "summary.csv"):
         (folder / name).unlink(missing_ok=True)
@@ -397,7 +401,10 @@ def _work(
     records: Records,
     on_record: Listener | None,
 ) -> None:
-    """Run every pending (row, case): each case stays with one worker, so that what its rows share is made once."""
+    """Run every pending (row, case).
+
+    Each case stays with one worker, so that what its rows share is made once; of a set each row may go to another.
+    """
     import multiprocessing
     from multiprocessing import resource_tracker
 
@@ -406,13 +413,19 @@ def _work(
     files = {row_id: (state.path.resolve(), state.sha256) for row_id, state in states.items()}
     job = Job(plan.protocol, plan.metrics, plan.weights, plan.folder.resolve(), files, device)
     rows = {row.row_id: row for row in plan.rows}
-    cases = deque(spec for spec in plan.cases.specs if spec.case_id in todo)
+    whole = plan.protocol.scope == "case"
+    bundles: deque[tuple[CaseSpec, list[str]]] = deque(
+        (spec, row_ids)
+        for spec in plan.cases.specs
+        if spec.case_id in todo
+        for row_ids in ([todo[spec.case_id]] if whole else [[row_id] for row_id in todo[spec.case_id]])
+    )
     lock = threading.Lock()
     problem: list[BaseException] = []
 
-    def next_case() -> CaseSpec | None:
+    def next_bundle() -> tuple[CaseSpec, list[str]] | None:
         with lock:
-            return cases.popleft() if cases and not problem else None
+            return bundles.popleft() if bundles and not problem else None
 
     def keep(record: Record) -> None:
         with lock:
@@ -425,11 +438,12 @@ def _work(
                 on_record(record)
 
     def fill(lane: _Lane) -> None:
-        while len({spec.case_id for _, spec, _ in lane.waiting}) < QUEUED_CASES:
-            spec = next_case()
-            if spec is None:
+        while len({(spec.case_id, whole or row.row_id) for row, spec, _ in lane.waiting}) < QUEUED_CASES:
+            bundle = next_bundle()
+            if bundle is None:
                 return
-            for row_id in todo[spec.case_id]:
+            spec, row_ids = bundle
+            for row_id in row_ids:
                 future = lane.pool.schedule(solve, args=(rows[row_id], spec), timeout=plan.protocol.time_limit_s)
                 lane.waiting.append((rows[row_id], spec, future))
 
@@ -449,7 +463,7 @@ def _work(
         resource_tracker.ensure_running()  # starting it later would unblock the signals of the thread that does
         lanes = [
             _Lane(ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,)))
-            for _ in range(min(workers, len(cases)))
+            for _ in range(min(workers, len(bundles)))
         ]
         threads = [threading.Thread(target=drive, args=(lane,), daemon=True) for lane in lanes]
         try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sembench import micrograph, phantom
-from sembench.cases import PHANTOM
+from sembench.cases import PHANTOM, STAND_IN
 from sembench.datasets import cache, splits
 from sembench.datasets.manifest import load_train_files
 from sembench.errors import InputError
@@ -46,7 +46,7 @@ def training_images(protocol: Protocol, data: str) -> TrainingImages:
 
     Cases of the phantom are learnt from phantom scenes; all others, a user's folder too, from the protocol's own set.
     """
-    if data == PHANTOM:
+    if data in (PHANTOM, STAND_IN):
         return _phantom_images(protocol)
     dataset = plugin(DATASETS, protocol.data.training_set or protocol.data.set).load()()
     chosen = {

@@ -11,20 +11,21 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sembench import micrograph
-from sembench.cases import Case, CaseSpec
+from sembench.cases import Case, CaseLeftOut, CaseSpec, TileSetSpec
 from sembench.errors import InputError, WriteError
+from sembench.execution.embed import solve_set
 from sembench.execution.fits import load_state
 from sembench.execution.plan import Row
-from sembench.execution.records import Record
+from sembench.execution.records import LEFT_OUT, Record
 from sembench.metrics import perceptual
-from sembench.metrics.table import MetricCase, MetricSpec, evaluate
+from sembench.metrics.table import MetricCase, evaluate
 from sembench.optics import generator
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, load_method, plugin
@@ -70,17 +71,28 @@ def _end_with(parent: int) -> None:
 
 
 @lru_cache(maxsize=1)
-def _case(spec: CaseSpec) -> tuple[Case, MetricCase, str, str]:
-    case = spec.make(_job.protocol)
+def _made(spec: CaseSpec) -> tuple[Case, MetricCase, str | None, str | None] | CaseLeftOut:
+    try:
+        case = spec.make(_job.protocol)
+    except CaseLeftOut as reason:
+        return reason
     scoring = MetricCase(
         reference=case.reference,
         degraded=case.degraded,
         degradation=case.degradation,
-        margin=_job.protocol.margin,
+        margin=_job.protocol.margin if case.margin is None else case.margin,
         pixel_size_nm=case.pixel_size_nm,
         truth=case.truth,
     )
     return case, scoring, _sha256(case.reference), _sha256(case.degraded)
+
+
+def _case(spec: CaseSpec) -> tuple[Case, MetricCase, str | None, str | None]:
+    """The case, how it is scored, and the digests of its reference and input; made once, left out once."""
+    made = _made(spec)
+    if isinstance(made, CaseLeftOut):
+        raise made
+    return made
 
 
 @lru_cache(maxsize=64)
@@ -94,17 +106,17 @@ def _method(target: str, settings: tuple[tuple[str, Any], ...], row_id: str) -> 
 
 
 @lru_cache(maxsize=1)
-def _metrics(names: tuple[str, ...]) -> tuple[MetricSpec, ...]:
+def _metrics(names: tuple[str, ...]) -> tuple[Any, ...]:
     return tuple(plugin(METRICS, name).load() for name in names)
 
 
-def _sha256(image: Image) -> str:
-    return hashlib.sha256(image.tobytes()).hexdigest()
+def _sha256(image: Image | None) -> str | None:
+    return None if image is None else hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def _seed_everything(row: Row, case: Case) -> None:
+def _seed_everything(row: Row, case_id: str) -> None:
     """Plugins that use a global random stream get the same one whatever ran before."""
-    words = generator(_job.protocol.seed, case.case_id, f"restore:{row.row_id}").integers(0, 2**32, 4)
+    words = generator(_job.protocol.seed, case_id, f"restore:{row.row_id}").integers(0, 2**32, 4)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]))  # noqa: NPY002
     if "torch" in sys.modules:
@@ -117,8 +129,10 @@ def restore(row: Row, case: Case) -> Image:
     check_image(case.degraded)
     image = case.degraded.copy()
     image.setflags(write=False)
-    _seed_everything(row, case)
+    _seed_everything(row, case.case_id)
     if row.kind == "control":
+        if case.reference is None:
+            raise InputError(f"{row.name} is a control and needs a reference, which this image does not have")
         reference = case.reference.copy()
         reference.setflags(write=False)
         restored = method.restore(image, Truth(reference, case.degradation))
@@ -151,6 +165,9 @@ def solve(row: Row, spec: CaseSpec) -> Record:
     }
     if row.row_id in _job.states:
         record["state_sha256"] = _job.states[row.row_id][1]
+    if isinstance(spec, TileSetSpec):
+        size = {"tiles": len(spec.tiles), "tile_groups": len(set(spec.groups))}
+        return record | size | _solve_set(row, spec)
     clock = [time.perf_counter()]
     try:
         case, scoring, reference_sha256, degraded_sha256 = _case(spec)
@@ -159,6 +176,9 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         clock.append(time.perf_counter())
         scores = evaluate(_metrics(_job.metrics), restored, scoring)
         clock.append(time.perf_counter())
+    except CaseLeftOut as reason:
+        record.update(status=LEFT_OUT, reason=str(reason))
+        return record
     except BaseException as error:
         record.update(failure(f"{type(error).__name__}: {error}", traceback.format_exc()))
         return record
@@ -186,7 +206,23 @@ def solve(row: Row, spec: CaseSpec) -> Record:
         ),
         peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     )
+    if case.alignment is not None:
+        record["alignment"] = case.alignment
     return record
+
+
+def _solve_set(row: Row, spec: TileSetSpec) -> Record:
+    """The part of a record that tells of a set's embeddings, or the reason why there are none."""
+    try:
+        method = _method(row.target, tuple(sorted(row.settings.items())), row.row_id)
+        return solve_set(
+            method.embed, spec, _job.protocol, _metrics(_job.metrics), _job.run_folder, row.row_id,
+            partial(_seed_everything, row),
+        )  # fmt: skip
+    except WriteError as error:
+        return {"status": STORE_FAILED, "reason": str(error)}
+    except BaseException as error:
+        return failure(f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def failure(reason: str, trace: str = "") -> Record:

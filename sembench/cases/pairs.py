@@ -1,0 +1,240 @@
+"""Real pairs: an input and its slower, sharper reference, registered once a case, whoever restores it."""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from sembench import fast_scan, micrograph, phantom
+from sembench.alignment import align
+from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec, ordered
+from sembench.datasets import cache
+from sembench.datasets.manifest import Dataset, ManifestRow
+from sembench.errors import InputError
+from sembench.protocol import Protocol, digest_of
+from sembench.registry import DATASETS, plugins
+from sembench.restorer import Image
+
+INPUT, REFERENCE = "input", "reference"
+STAND_IN = "phantom_pairs"
+"""Name of the simulated pairs as a data set: never published as real ones."""
+STAND_IN_PAIRS = 8
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One file of an image, and where its upper left corner lies in the whole (px)."""
+
+    path: str
+    crop: tuple[int, int, int, int] | None
+    row: int = 0
+    column: int = 0
+
+
+@dataclass(frozen=True)
+class PairSpec(CaseSpec):
+    """An input and its reference, each of one file or several tiles; margin: px at each border that are not scored."""
+
+    inputs: tuple[Tile, ...]
+    references: tuple[Tile, ...]
+    margin: int
+    pixel_size_nm: float | None = None
+    crop_bottom: str = "0"
+
+    def make(self, protocol: Protocol) -> Case:
+        degraded, stored = _stitch(self.inputs, self.crop_bottom)
+        reference, _ = _stitch(self.references, self.crop_bottom)
+        if degraded.shape != reference.shape:
+            raise InputError(
+                f"pair {self.case_id}: input of {degraded.shape[0]} x {degraded.shape[1]} px, reference of "
+                f"{reference.shape[0]} x {reference.shape[1]} px: give images of one size"
+            )
+        alignment = align(degraded, reference, model=protocol.alignment.model)
+        if not alignment.trusted:
+            raise CaseLeftOut(f"pair {self.case_id}: {alignment.reason}")
+        rows, columns = alignment.overlap if alignment.margin > self.margin else (slice(None), slice(None))
+        warped = np.clip(alignment.warp(reference), 0, 255)
+        size = stored or (None if self.pixel_size_nm is None else (self.pixel_size_nm, self.pixel_size_nm))
+        return Case(
+            self.case_id,
+            self.group,
+            np.ascontiguousarray(micrograph.to_grid(warped[rows, columns])),
+            np.ascontiguousarray(micrograph.to_grid(degraded[rows, columns])),
+            None,
+            size,
+            alignment=alignment.as_record(),
+            margin=self.margin,
+        )
+
+
+@dataclass(frozen=True)
+class UnpairedSpec(CaseSpec):
+    """A user's image without a reference: only metrics that need none apply."""
+
+    path: str
+    crop_bottom: str
+
+    def make(self, protocol: Protocol) -> Case:
+        image = micrograph.read(Path(self.path), crop_bottom=self.crop_bottom)
+        return Case(self.case_id, self.group, None, micrograph.to_grid(image.pixels), None, image.pixel_size_nm)
+
+
+def _stitch(tiles: Sequence[Tile], crop_bottom: str) -> tuple[Image, tuple[float, float] | None]:
+    """The whole image of its tiles, and the pixel size that the first of them brings."""
+    read = [
+        micrograph.read(Path(tile.path), crop=tile.crop)
+        if tile.crop is not None
+        else micrograph.read(Path(tile.path), crop_bottom=crop_bottom)
+        for tile in tiles
+    ]
+    if len(tiles) == 1:
+        return read[0].pixels, read[0].pixel_size_nm
+    height = max(tile.row + part.pixels.shape[0] for tile, part in zip(tiles, read, strict=True))
+    width = max(tile.column + part.pixels.shape[1] for tile, part in zip(tiles, read, strict=True))
+    whole = np.full((height, width), np.nan, np.float32)
+    for tile, part in zip(tiles, read, strict=True):
+        rows, columns = part.pixels.shape
+        whole[tile.row : tile.row + rows, tile.column : tile.column + columns] = part.pixels
+    if np.isnan(whole).any():
+        raise InputError(f"{tiles[0].path}: the tiles of its pair leave {int(np.isnan(whole).sum())} px uncovered")
+    return whole, read[0].pixel_size_nm
+
+
+def plan_pairs(protocol: Protocol, dataset: Dataset, limit: int | None) -> CasePlan:
+    """The pairs of a set's evaluation split."""
+    rows = [row for row in dataset.rows if row.split == protocol.data.evaluation and row.pair]
+    if not rows:
+        raise InputError(f"data set {dataset.name!r} has no pairs of split {protocol.data.evaluation!r}")
+    by_pair: dict[str, list[ManifestRow]] = {}
+    for row in rows:
+        by_pair.setdefault(row.pair, []).append(row)
+    for pair, members in by_pair.items():
+        if {row.role for row in members} != {INPUT, REFERENCE}:
+            raise InputError(f"data set {dataset.name!r}: pair {pair!r} needs both an input and a reference")
+    margin = (protocol.alignment.margins or {}).get(dataset.name, protocol.margin)
+    digest = digest_of([margin, [[row.pair, row.role, row.tile, row.sha256, row.crop_px, row.group] for row in rows]])
+    listed = [
+        PairSpec(pair, members[0].group, (), (), margin, members[0].pixel_size_nm) for pair, members in by_pair.items()
+    ]
+    chosen = ordered(protocol, _in_turn(listed), limit)
+
+    def tiles(pair: str, role: str) -> tuple[Tile, ...]:
+        members = [row for row in by_pair[pair] if row.role == role]
+        return tuple(Tile(str(cache.locate(dataset, row)), row.crop_px, *_place(row.tile)) for row in members)
+
+    specs = [
+        replace(spec, inputs=tiles(spec.case_id, INPUT), references=tiles(spec.case_id, REFERENCE)) for spec in chosen
+    ]
+    return CasePlan(dataset.name, digest, tuple(specs))
+
+
+def _in_turn(specs: list[PairSpec]) -> list[PairSpec]:
+    """One of each kind of pairs, then the second of each, so that a limit cuts all kinds alike."""
+    kinds: dict[str, list[PairSpec]] = {}
+    for spec in specs:
+        kinds.setdefault(spec.group.partition("|")[0], []).append(spec)
+    return [spec for turn in itertools.zip_longest(*kinds.values()) for spec in turn if spec is not None]
+
+
+def _place(tile: str) -> tuple[int, int]:
+    row, _, column = tile.partition(",")
+    return (int(row), int(column)) if tile else (0, 0)
+
+
+def plan_pair_folder(protocol: Protocol, folder: Path, limit: int | None, crop_bottom: str) -> CasePlan:
+    """A user's own pairs in `input` and `reference`, or images without references, each its own group.
+
+    Paired by name where all names match, else by sorted order. Raises InputError: one folder missing or empty, unequal
+    counts (with what has no partner), sizes that differ within a pair.
+    """
+    inputs, references = folder / INPUT, folder / REFERENCE
+    own_name = folder.resolve().name
+    data = f"folder-{own_name}" if own_name in (STAND_IN, *plugins(DATASETS)) else own_name
+    if not inputs.is_dir() and not references.is_dir():
+        return _unpaired(protocol, folder, data, limit, crop_bottom)
+    for side in (inputs, references):
+        if not side.is_dir():
+            raise InputError(f"{side}: no such folder: pairs lie in {INPUT}/ and {REFERENCE}/ under equal names")
+    first, second = (_images(side) for side in (inputs, references))
+    by_name = set(first) == set(second)
+    if not by_name and len(first) != len(second):
+        alone = sorted(set(first) ^ set(second))
+        raise InputError(
+            f"{folder}: {len(first)} images in {INPUT}/ and {len(second)} in {REFERENCE}/; without a partner of the "
+            f"same name: {', '.join(alone[:8])}{' ...' if len(alone) > 8 else ''}"
+        )
+    partners = sorted(first) if by_name else list(first)
+    pairs = list(zip(partners, (second[name] for name in (partners if by_name else second)), strict=True))
+    _check_sizes([(first[name], other) for name, other in pairs])
+    specs = [
+        PairSpec(name, name, (Tile(str(first[name].resolve()), None),), (Tile(str(other.resolve()), None),),
+                 protocol.margin, crop_bottom=crop_bottom)
+        for name, other in pairs
+    ]  # fmt: skip
+    digest = digest_of([protocol.margin, crop_bottom, [[_hash(first[name]), _hash(other)] for name, other in pairs]])
+    how = "by name" if by_name else "by sorted order, as their names differ"
+    notice = f"{folder}: {len(pairs)} pairs {how}, each its own group"
+    return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
+
+
+def _unpaired(protocol: Protocol, folder: Path, data: str, limit: int | None, crop_bottom: str) -> CasePlan:
+    files = _images(folder)
+    specs = [UnpairedSpec(name, name, str(file.resolve()), crop_bottom) for name, file in files.items()]
+    digest = digest_of([crop_bottom, [[name, _hash(file)] for name, file in files.items()]])
+    notice = (
+        f"{folder}: {len(files)} images and no references (pairs lie in {INPUT}/ and {REFERENCE}/): "
+        "only metrics that need none apply"
+    )
+    return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
+
+
+def _images(folder: Path) -> dict[str, Path]:
+    """The images of a folder by stem, or by whole name where stems repeat, in sorted order."""
+    files = micrograph.list_images(folder)
+    if not files:
+        raise InputError(f"{folder}: no images in it (PNG, TIFF, JPEG, BMP)")
+    stems = [micrograph.image_stem(file) for file in files]
+    return dict(zip(stems if len(set(stems)) == len(stems) else [file.name for file in files], files, strict=True))
+
+
+def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """Refuse pairs of two sizes before anything is computed, with a list."""
+    unequal = []
+    for one, other in pairs:
+        sizes = [micrograph.read(path).pixels.shape for path in (one, other)]
+        if sizes[0] != sizes[1]:
+            unequal.append(
+                f"{one.name} {sizes[0][1]} x {sizes[0][0]} px, {other.name} {sizes[1][1]} x {sizes[1][0]} px"
+            )
+    if unequal:
+        more = f" and {len(unequal) - 4} more" if len(unequal) > 4 else ""
+        raise InputError(f"{len(unequal)} pairs of two sizes: {'; '.join(unequal[:4])}{more}: give images of one size")
+
+
+def _hash(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): free it, or take it out of the folder") from error
+
+
+@dataclass(frozen=True)
+class StandInSpec(CaseSpec):
+    """A simulated pair: a scene and its fast scan, by physics that is not the forward model's."""
+
+    margin: int
+
+    def make(self, protocol: Protocol) -> Case:
+        made = fast_scan.simulated_pair(protocol.seed, self.case_id)
+        return Case(self.case_id, self.group, made.reference, made.degraded, None, margin=self.margin)
+
+
+def plan_stand_in(protocol: Protocol, limit: int | None) -> CasePlan:
+    """Simulated pairs in place of real ones, registered by construction."""
+    names = [f"{kind}{i:02d}" for i in range(1, STAND_IN_PAIRS + 1) for kind in ("dwell", "line")]
+    specs = [StandInSpec(name, f"{name[:-2]}|{name}", protocol.margin) for name in names]
+    digest = digest_of([STAND_IN, phantom.VERSION, fast_scan.VERSION, protocol.seed, protocol.margin, STAND_IN_PAIRS])
+    return CasePlan(STAND_IN, digest, ordered(protocol, specs, limit))
