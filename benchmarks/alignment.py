@@ -38,10 +38,10 @@ BORDER = 24
 MARGINS = {"kriss": 12, "semsr": 28}
 
 NOISE_SLOPE, NOISE_OFFSET, NOISE_CORRELATION = 3.65, -14.0, (0.48, 0.07)
-"""Variance (gray levels) by the mean, and correlation along x, of kriss' fast scan (SCIENCE 10)."""
+"""Variance (gray levels) by the mean, and correlation along x, of kriss' fast scan, measured on its pairs."""
 
 GAIN, OFFSET = 1.028, -5.3
-"""Reference = gain input + offset between kriss' dwell scans (SCIENCE 10)."""
+"""Reference = gain input + offset between kriss' dwell scans, measured on its pairs."""
 
 PUBLISHED = {
     "dwell": {
@@ -57,7 +57,7 @@ PUBLISHED = {
         "tv": (29.65, 0.814, 30.49, 0.816),
     },
 }
-"""PSNR (dB) and SSIM, plain and matched, after an independent registration (SCIENCE 10)."""
+"""PSNR (dB) and SSIM, plain and matched, after an independent registration of the same pairs."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from sembench.restorer import Image, Restorer, check_image
 Vector = NDArray[np.float64]
 
 MEAN_GAIN, MEAN_OFFSET = 1.045, 13.0
-"""Mean of a and b of the protocol's degradation (SCIENCE 2): undone where the protocol says `paper`."""
+"""Mean of a and b of the protocol's degradation: undone where the protocol says `paper`."""
 
 SINGLE_BELOW = 0.12
 """Frequency (cycles/px) below which periodogram bins enter the likelihood one by one, above in blocks of 4 x 4."""
@@ -84,7 +84,7 @@ def aperture_transfer(rho: NDArray[np.floating]) -> NDArray[np.floating]:
     """Transfer function of a circular aperture: (2/pi) (acos rho - rho sqrt(1 - rho^2)), 0 from rho = 1 on.
 
     rho: frequency over the cut-off, 0 or above. It is the Fourier transform of |2 J1(pi r)/(pi r)|^2, which ends at
-    1 / radius cycles/px. Source: SCIENCE 3.
+    1 / radius cycles/px. Source: the optical transfer function of a circular aperture.
     """
     inside = np.minimum(rho, 1.0)
     return (2 / np.pi) * (np.arccos(inside) - inside * np.sqrt(1 - inside * inside))
@@ -321,7 +321,7 @@ def estimate(
 
     kernel: rx, ry (px, 1..32) and theta (rad) where they are known: only scene and noise are then fitted. starts:
     how many of the best coarse fits are refined on all bins. Raises InputError for a flat image, which has no spectrum.
-    The model is SCIENCE 3's, the scene's power law given an anisotropy and a bend: edges that run mainly one way
+    The scene's power law has an anisotropy and a bend: edges that run mainly one way
     otherwise pass for an elliptical blur.
     """
     power = periodogram(image)
@@ -370,7 +370,7 @@ def wiener(
     which bounds the gain near the cut-off. The image is extended symmetrically to 2 (side - 1); as a turned kernel
     does not keep that symmetry, `border_passes` times the extension is replaced by the restored scene blurred again
     (the maximum a posteriori image when what lies outside is unknown). Without `deblur`, noise alone is removed.
-    Returns float32 (H, W), not clipped. Source: SCIENCE 3, with these two changes.
+    Returns float32 (H, W), not clipped.
     """
     height, width = image.shape
     mean = float(image.mean(dtype=np.float64))

@@ -17,7 +17,7 @@ MEAN_GAIN = sum(RANGES["a"]) / 2
 
 
 def undo_mean_affine(image: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Undo the forward model's mean gain and offset: (image - 13) / 1.045, gray levels. Source: SCIENCE 3."""
+    """Undo the forward model's mean gain and offset: (image - 13) / 1.045, gray levels."""
     return (image - MEAN_OFFSET) / MEAN_GAIN
 
 
@@ -45,7 +45,7 @@ def ideal_wiener(image: NDArray[np.floating], reference: NDArray[np.floating], t
     image, reference: (H, W), gray levels. Returns float32 (H, W), clipped to 0..255: in practice the limit of linear
     shift-invariant restoration. Both images are extended symmetrically to the periodic (2 (H - 1), 2 (W - 1)).
     The noise spectrum is the larger of the model's and that of the model's error at the borders, smoothed by a
-    Gaussian of 3 bins; without the latter the error rings through the whole image. Source: SCIENCE 3.
+    Gaussian of 3 bins; without the latter the error rings through the whole image.
     """
     clean = symmetric_extension(reference)
     observed = symmetric_extension(image)

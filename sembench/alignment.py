@@ -1,7 +1,7 @@
 """Registration of a real reference on its input: an affine transform between raw images, found twice, checked, applied.
 
 Displacements in px on an (H, W) field: dy = a0 + a1 yn + a2 xn, dx = b0 + b1 yn + b2 xn with yn = (row - H/2) / (H/2)
-and xn likewise; the reference on the input's grid is reference(row - dy, col - dx). Source: SCIENCE 6 and 10.
+and xn likewise; the reference on the input's grid is reference(row - dy, col - dx).
 """
 
 import math
@@ -249,7 +249,7 @@ def align(input: Gray, reference: Gray, *, model: str = "affine") -> Alignment:
     estimator correlates blocks and fits the transform to their shifts; the second minimises the difference of the
     images directly, from a start of its own.
     Raises InputError: sizes that differ, values not finite, another model; AlignmentRefused: a flat image, a reference
-    of another field. Source: SCIENCE 6 and 10.
+    of another field.
     """
     if model not in MODELS:
         raise InputError(f"no alignment model {model!r}: known are {', '.join(MODELS)}")

@@ -1,6 +1,6 @@
 """The images of the metrology protocol: rough lines with known truth, and real lines, blurred and made noisy.
 
-Every number here is frozen with version 1 of the protocol; METROLOGY section 10 measured why they are what they are.
+Every number here is frozen with version 1 of the protocol.
 """
 
 from dataclasses import dataclass

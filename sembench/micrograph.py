@@ -158,7 +158,7 @@ def read_bytes(
     `auto` (the data bar's usual share), a number of rows, or a fraction of the height (with a point);
     value_range: the values that become 0 and 255, in place of the whole range of an integer dtype, others clipped.
     Integers are scaled by the whole range of their dtype; floats are taken as they are and must be finite.
-    Raises InputError with the file's name. Source: SCIENCE 1.
+    Raises InputError with the file's name.
     """
     if value_range is not None:
         _check_range(value_range)
@@ -230,7 +230,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 def to_grid(image: NDArray[np.floating]) -> NDArray[np.float32]:
     """Clip to 0..255 and round to 1/256 gray level, half to even; float32 (H, W), on which every step is exact.
 
-    Raises InputError where the image is not 2-D or not finite. Source: SCIENCE 1.
+    Raises InputError where the image is not 2-D or not finite.
 
     >>> to_grid(np.array([[-3.0, 0.004, 300.0]])).tolist()
     [[0.0, 0.00390625, 255.0]]

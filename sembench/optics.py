@@ -85,7 +85,7 @@ class PixelAveraged(Degradation):
 
 @dataclass(frozen=True)
 class BroadDegradation(Degradation):
-    """One draw of the degradation `broad`, the forward model widened for real images (SCIENCE 10).
+    """One draw of the degradation `broad`, the forward model widened for real images.
 
     noise_correlation: sigma (px) of the Gaussian along x that smooths the noise, whose standard deviation is kept;
     0: white noise. Radii of UNBLURRED px give a kernel of one pixel, so no blur.
@@ -132,7 +132,7 @@ def draw(rng: np.random.Generator, fixed: Mapping[str, float] | None = None) -> 
 
 
 def draw_broad(rng: np.random.Generator) -> BroadDegradation:
-    """Draw the degradation `broad`: blur, gain, offset and noise as wide as real images need. Source: SCIENCE 10.
+    """Draw the degradation `broad`: blur, gain, offset and noise as wide as real images need.
 
     Radii: log-uniform 0.5..8 px for 70 % of draws, uniform 8..30 px for the rest; log ratio rx/ry uniform in +-0.4,
     half to each axis, LARGEST_RADIUS at most; no blur in 15 %. Gain 0.8..1.2, offset -25..25, dose log-uniform

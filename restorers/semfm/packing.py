@@ -263,7 +263,7 @@ class Samples:
     """Training and validation patches by index: what a sample shows depends on (seed, index) and on nothing else.
 
     A sample is a patch float32 (size, size), gray levels 0..255, and the mask of its tokens, bool (tokens,), with
-    round(mask_ratio * tokens) true. Source of the augmentation: SCIENCE 7; a crop of random area, aspect and angle is
+    round(mask_ratio * tokens) true. As augmentation, a crop of random area, aspect and angle is
     read through one bicubic affine map from a level of the image's pyramid, so nothing from outside the image enters;
     `native_share` of the samples are cut at scale 1 instead, turned by multiples of 90 degrees.
     """

@@ -42,7 +42,7 @@ class DataPart(_Part):
 
 
 class ExpertsPart(_Part):
-    """What becomes of the feed-forward layers at the start of stage 2. Source: SCIENCE 7."""
+    """What becomes of the feed-forward layers at the start of stage 2."""
 
     experts: int = Field(default=8, ge=2, le=64)
     top_k: int = Field(default=1, ge=1)

@@ -17,7 +17,7 @@ class CaseLeftOut(SembenchError):
 
 @dataclass(frozen=True)
 class Case:
-    """One case: reference and degraded image on the grid of SCIENCE 1, how it was degraded and what is known besides.
+    """One case: reference and degraded image on the grid of 1/256 gray level, and what is known of them.
 
     pixel_size_nm: (x, y); truth: true edges of the lines. None where nobody knows.
     alignment: how the reference was registered on the input, plain values; None where nothing had to be.

@@ -6,7 +6,9 @@ import typer
 
 
 def list_plugins(
-    what: Annotated[str, typer.Argument(help="restorers, metrics, protocols, datasets or all.")] = "all",
+    what: Annotated[
+        str, typer.Argument(help="restorers, metrics, protocols, datasets, all, or a restorer's name for its settings.")
+    ] = "all",
     json_: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """List restorers, metrics, protocols and data sets, each with its licence or its question."""
@@ -17,25 +19,32 @@ def list_plugins(
     from rich.table import Table
 
     from sembench.errors import InputError
-    from sembench.registry import suggestion
+    from sembench.registry import RESTORERS, plugins, suggestion
 
     readers = {"restorers": restorers, "metrics": metrics, "protocols": protocols, "datasets": datasets}
-    if what != "all" and what not in readers:
-        raise InputError(f"unknown list {what!r}: {suggestion(what, [*readers, 'all'])}")
-    found = {name: read() for name, read in readers.items() if what in ("all", name)}
+    if what in plugins(RESTORERS):
+        found = {what: settings_of(what)}
+    elif what == "all" or what in readers:
+        found = {name: read() for name, read in readers.items() if what in ("all", name)}
+    else:
+        raise InputError(f"unknown list {what!r}: {suggestion(what, [*readers, 'all', *plugins(RESTORERS)])}")
     if json_:
         typer.echo(json.dumps(found, indent=2))
         return
     console = Console()
     for name, rows in found.items():
         columns = [key for key in (rows[0] if rows else ()) if any(row[key] not in (None, "") for row in rows)]
+        if name == "restorers":
+            columns.remove("settings")
         table = Table(title=name, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for column in columns:
-            short = column in ("name", "kind", "version", "unit", "better", "files", "MB", "missing")
+            short = column in ("name", "kind", "version", "unit", "better", "files", "MB", "missing", "default")
             table.add_column(column, no_wrap=short, overflow="fold")
         for row in rows:
             table.add_row(*("" if row[key] is None else str(row[key]) for key in columns))
         console.print(table)
+        if name == "restorers":
+            console.print("settings of one: sembench list NAME", style="dim")
 
 
 def _each(group: str) -> "list[tuple[str, Any, str]]":
@@ -50,6 +59,27 @@ def _each(group: str) -> "list[tuple[str, Any, str]]":
         except SembenchError as error:
             found.append((name, None, str(error)))
     return found
+
+
+def settings_of(name: str) -> list[dict[str, Any]]:
+    """One line a setting of a restorer: default, bounds, what it does."""
+    from sembench.registry import find_method
+
+    schema = find_method(name).cls.Settings.model_json_schema()
+    bounds = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    rows = []
+    for field, facts in schema.get("properties", {}).items():
+        limits = [f"{sign} {facts[key]}" for key, sign in bounds.items() if key in facts]
+        choices = [str(choice) for choice in facts.get("enum", ())]
+        rows.append(
+            {
+                "name": field,
+                "default": facts.get("default"),
+                "values": " or ".join(choices) or ", ".join(limits) or None,
+                "what": facts.get("description"),
+            }
+        )
+    return rows
 
 
 def restorers() -> list[dict[str, Any]]:

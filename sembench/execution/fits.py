@@ -69,7 +69,7 @@ def plan_fit(
     *,
     device: str = "cpu",
 ) -> FitPlan:
-    """The fit of a method that learns; the identity is that of SCIENCE 4, and the digest of the method's own file.
+    """The fit of a method that learns; its identity holds all that the state depends on, the method's own file too.
 
     A setting `degradation` other than none comes before the protocol's; a setting `seed` is the fit's seed. Settings
     that the method names in `settings_after_fit` do not count. The device does not count either.
