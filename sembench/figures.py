@@ -593,6 +593,21 @@ def _draw_spectrum(
     axes.axvline(bend, color=PALETTE[3], linewidth=1.2, linestyle=(0, (3, 2)), label="1/(2\u03c0\u03be)")
 
 
+def _draw_fit(
+    axes: "Axes", s: "Spectrum", model: "SpectrumModel", scale: tuple[float, float, str], colour: str, label: str
+) -> None:
+    """The fitted spectrum without its noise, dashed, and the noise floor, dotted."""
+    from sembench.metrology.spectrum import expected_power
+
+    volume = scale[0] ** 2 * scale[1]
+    inner = _two_sided(s)
+    bare = expected_power(s.length, model.sigma, model.xi, model.hurst, 0.0, s.spacing)[inner] * volume
+    axes.plot(s.frequency[inner] / scale[1], bare, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
+    floor = 2 * model.noise_variance * s.spacing * volume
+    if floor > 0:
+        axes.axhline(floor, color=colour, linewidth=1.0, linestyle=(0, (1, 1.5)), alpha=0.8)
+
+
 def _two_sided(s: "Spectrum") -> slice:
     """The frequencies that count twice in a one-sided spectrum: all but 0 and, of an even length, the last."""
     return slice(1, -1 if s.length % 2 == 0 else None)
@@ -615,10 +630,12 @@ def psd_comparison(
     spectra: "Mapping[str, Spectrum]",
     reference: str,
     scale: tuple[float, float, str] = (1.0, 1.0, "px"),
+    models: "Mapping[str, SpectrumModel] | None" = None,
 ) -> None:
     """Spectra of the same lines in several images over one another, the reference in black and thick.
 
-    reference: the key of one of them; scale: length of a pixel across and along the lines, and their unit.
+    reference: the key of one of them; scale: length of a pixel across and along the lines, and their unit; models: the
+    fits to some of them, drawn dashed, with their noise floors dotted.
     """
     figure = _figure(8.2, 5.4)
     axes = figure.subplots()
@@ -634,6 +651,8 @@ def psd_comparison(
         }
         inner = _two_sided(s)
         axes.plot(s.frequency[inner] / scale[1], s.power[inner] * scale[0] ** 2 * scale[1], label=name, **style)
+        if models and name in models and math.isfinite(models[name].xi):
+            _draw_fit(axes, s, models[name], scale, style["color"], f"{name}: model")
     axes.set_title(title, fontsize=10.5, color=INK, loc="left")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize=8.5, frameon=False)
     _save(figure, path)

@@ -163,7 +163,15 @@ def _draw_lines(
         spectra = {name: measurement.width_spectrum for name, measurement in found.items()}
         vertical = found["reference"].orientation == "vertical"
         scale = (1.0, 1.0, "px") if size is None else (*(size if vertical else size[::-1]), "nm")
-        figures.psd_comparison(folder / "psd.png", f"{title}: PSD of line widths", spectra, "reference", scale)
+        models = {name: found[name].width_model for name in ("input", "reference") if name in found}
+        figures.psd_comparison(
+            folder / "psd.png",
+            f"{title}: PSD of line widths; dashed: fitted model, dotted: noise floor",
+            spectra,
+            "reference",
+            scale,
+            {name: model for name, model in models.items() if model is not None},
+        )
 
 
 def _draw_bias(plan: RunPlan, summary: list[SummaryRow], records: list[Record]) -> None:
