@@ -21,7 +21,13 @@ the last measures as `gaussian` does, as no measurement depends on gain and offs
 What to read from it: nothing here restores a noisy image so well that its roughness is right. The raw image, measured
 with its noise taken out (`input`, `lwr_unbiased_error`), is several times closer than any restored one, and CD needs no
 restoration either. What restorations gain is edge placement: where each single edge is. Learned methods are not in this
-table yet."""
+table yet.
+
+![Edges found in one phantom scene, degraded, restored four ways, and focused](metrology-lines.png)
+
+*Scene M001 as `sembench run --protocol metrology --data phantom` draws it; below, spectra of its line widths.*
+
+![Spectra of the line widths in each image](metrology-psd.png)"""
 COLUMNS = (
     "cd_error", "cd_std_error", "lwr_error", "ler_error", "psd_error", "avg_error", "lwr_unbiased_error",
     "edge_placement_error", "psd_log_distance",
