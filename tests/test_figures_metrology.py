@@ -248,6 +248,24 @@ def test_a_comparison_of_spectra_puts_the_reference_on_top(tmp_path: Path, drawn
     texts_are_apart(drawn[0])
 
 
+def test_a_comparison_draws_the_fit_and_its_noise_floor_in_the_colour_of_its_image(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    found = measurement()
+    spectra = dict.fromkeys(("input", "reference"), found.width_spectrum)
+    assert found.width_model is not None
+    scale = (0.5, 0.5, "nm")
+    figures.psd_comparison(tmp_path / "p.png", "M001", spectra, "reference", scale, {"input": found.width_model})
+    lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
+    assert "reference: model" not in lines
+    assert lines["input: model"].get_color() == lines["input"].get_color()
+    model = found.width_model
+    bare = expected_power(found.width_spectrum.length, model.sigma, model.xi, model.hurst, 0.0)
+    np.testing.assert_allclose(lines["input: model"].get_ydata(), bare[1:-1] * 0.125)
+    floors = [line.get_ydata()[0] for line in drawn[0].axes[0].lines if len(line.get_ydata()) == 2]
+    assert floors == pytest.approx([2 * model.noise_variance * 0.125])
+
+
 def test_overlays_side_by_side_cross_out_what_was_refused(tmp_path: Path, drawn: list[Figure]) -> None:
     names = ["input", *(f"restorer {i}" for i in range(7)), "reference"]
     measured: dict[str, Any] = {name: measurement() for name in names}
