@@ -580,13 +580,9 @@ def _draw_spectrum(
     axes.plot(frequency, power, color=colour, linewidth=0.9, alpha=0.65, label=f"{s.curves} {what}, mean")
     if model is None or not math.isfinite(model.xi):
         return
-    from sembench.metrology.spectrum import expected_power
-
-    expected = expected_power(s.length, model.sigma, model.xi, model.hurst, model.noise_variance, s.spacing)
-    bare = expected_power(s.length, model.sigma, model.xi, model.hurst, 0.0, s.spacing)
-    axes.plot(frequency, expected[inner] * volume, color=INK, linewidth=1.6, label="model and noise")
-    axes.plot(frequency, bare[inner] * volume, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="model alone")
-    floor = 2 * model.noise_variance * s.spacing * volume
+    expected, bare, floor = _fitted(s, model, volume)
+    axes.plot(frequency, expected, color=INK, linewidth=1.6, label="model and noise")
+    axes.plot(frequency, bare, color=INK, linewidth=1.2, linestyle=(0, (5, 3)), label="model alone")
     if floor > 0:
         axes.axhline(floor, color=PALETTE[1], linewidth=1.2, linestyle=(0, (1, 1.5)), label="noise floor")
     bend = 1 / (2 * math.pi * model.xi * along)
@@ -597,15 +593,23 @@ def _draw_fit(
     axes: "Axes", s: "Spectrum", model: "SpectrumModel", scale: tuple[float, float, str], colour: str, label: str
 ) -> None:
     """The fitted spectrum without its noise, dashed, and the noise floor, dotted."""
-    from sembench.metrology.spectrum import expected_power
-
-    volume = scale[0] ** 2 * scale[1]
-    inner = _two_sided(s)
-    bare = expected_power(s.length, model.sigma, model.xi, model.hurst, 0.0, s.spacing)[inner] * volume
-    axes.plot(s.frequency[inner] / scale[1], bare, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
-    floor = 2 * model.noise_variance * s.spacing * volume
+    _, bare, floor = _fitted(s, model, scale[0] ** 2 * scale[1])
+    frequency = s.frequency[_two_sided(s)] / scale[1]
+    axes.plot(frequency, bare, color=colour, linewidth=1.2, linestyle=(0, (5, 3)), label=label)
     if floor > 0:
         axes.axhline(floor, color=colour, linewidth=1.0, linestyle=(0, (1, 1.5)), alpha=0.8)
+
+
+def _fitted(s: "Spectrum", model: "SpectrumModel", volume: float) -> "tuple[NDArray[Any], NDArray[Any], float]":
+    """The expected spectrum with noise and without, at the two-sided frequencies, and the level of the noise."""
+    from sembench.metrology.spectrum import expected_power
+
+    inner = _two_sided(s)
+    noisy, bare = (
+        expected_power(s.length, model.sigma, model.xi, model.hurst, noise, s.spacing)[inner] * volume
+        for noise in (model.noise_variance, 0.0)
+    )
+    return noisy, bare, 2 * model.noise_variance * s.spacing * volume
 
 
 def _two_sided(s: "Spectrum") -> slice:

@@ -1,18 +1,17 @@
 """Cases that the forward model makes of focused images: fields of a set, a user's images, simulated scenes."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sembench import micrograph, phantom
 from sembench.cases.case import Case, CasePlan, CaseSpec, ordered
+from sembench.cases.folder import data_name, file_sha256, named_images
 from sembench.cases.lines import PHANTOM
 from sembench.datasets import cache, splits
 from sembench.datasets.manifest import Dataset, ManifestRow, load_fields
 from sembench.errors import InputError
 from sembench.optics import degrade_case
 from sembench.protocol import Protocol, digest_of
-from sembench.registry import DATASETS, plugins
 from sembench.restorer import Image
 
 PHANTOM_CASES = 100
@@ -84,29 +83,15 @@ def plan_phantom(protocol: Protocol, limit: int | None) -> CasePlan:
 
 def plan_folder(protocol: Protocol, folder: Path, limit: int | None, crop_bottom: str) -> CasePlan:
     """The centre of each image in a folder, as a focused reference."""
-    files = micrograph.list_images(folder)
-    if not files:
-        raise InputError(f"{folder}: no images in it (PNG, TIFF, JPEG, BMP)")
-    try:
-        hashes = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    except OSError as error:
-        raise InputError(
-            f"{error.filename}: cannot be read ({error.strerror}): free it, or take it out of the folder"
-        ) from error
+    images = named_images(folder)
     side = protocol.data.size
-    stems = [micrograph.image_stem(file) for file in files]
-    names = stems if len(set(stems)) == len(stems) else [file.name for file in files]
-    specs = [
-        CentreSpec(name, name, str(file.resolve()), crop_bottom, side) for name, file in zip(names, files, strict=True)
-    ]
-    digest = digest_of([side, crop_bottom, [[file.name, sha256] for file, sha256 in zip(files, hashes, strict=True)]])
+    digest = digest_of([side, crop_bottom, [[file.name, file_sha256(file)] for file in images.values()]])
+    specs = [CentreSpec(name, name, str(file.resolve()), crop_bottom, side) for name, file in images.items()]
     notice = (
-        f"{folder}: {len(files)} images, each its own group; the central {side} x {side} px of each "
+        f"{folder}: {len(images)} images, each its own group; the central {side} x {side} px of each "
         f"after --crop-bottom {crop_bottom}"
     )
-    own_name = folder.resolve().name
-    data = f"folder-{own_name}" if own_name in (PHANTOM, *plugins(DATASETS)) else own_name
-    return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
+    return CasePlan(data_name(folder, PHANTOM), digest, ordered(protocol, specs, limit), (notice,))
 
 
 def roles(protocol: Protocol, dataset: Dataset) -> dict[str, list[ManifestRow]]:

@@ -1,6 +1,5 @@
 """Real pairs: an input and its slower, sharper reference, registered once a case, whoever restores it."""
 
-import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,11 +10,11 @@ import numpy as np
 from sembench import fast_scan, micrograph, phantom
 from sembench.alignment import align
 from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec, ordered
+from sembench.cases.folder import data_name, file_sha256, named_images
 from sembench.datasets import cache
 from sembench.datasets.manifest import Dataset, ManifestRow
 from sembench.errors import InputError
 from sembench.protocol import Protocol, digest_of
-from sembench.registry import DATASETS, plugins
 from sembench.restorer import Image
 
 INPUT, REFERENCE = "input", "reference"
@@ -151,14 +150,13 @@ def plan_pair_folder(protocol: Protocol, folder: Path, limit: int | None, crop_b
     counts (with what has no partner), sizes that differ within a pair.
     """
     inputs, references = folder / INPUT, folder / REFERENCE
-    own_name = folder.resolve().name
-    data = f"folder-{own_name}" if own_name in (STAND_IN, *plugins(DATASETS)) else own_name
+    data = data_name(folder, STAND_IN)
     if not inputs.is_dir() and not references.is_dir():
         return _unpaired(protocol, folder, data, limit, crop_bottom)
     for side in (inputs, references):
         if not side.is_dir():
             raise InputError(f"{side}: no such folder: pairs lie in {INPUT}/ and {REFERENCE}/ under equal names")
-    first, second = (_images(side) for side in (inputs, references))
+    first, second = (named_images(side) for side in (inputs, references))
     by_name = set(first) == set(second)
     if not by_name and len(first) != len(second):
         alone = sorted(set(first) ^ set(second))
@@ -174,30 +172,23 @@ def plan_pair_folder(protocol: Protocol, folder: Path, limit: int | None, crop_b
                  protocol.margin, crop_bottom=crop_bottom)
         for name, other in pairs
     ]  # fmt: skip
-    digest = digest_of([protocol.margin, crop_bottom, [[_hash(first[name]), _hash(other)] for name, other in pairs]])
+    digest = digest_of(
+        [protocol.margin, crop_bottom, [[file_sha256(first[name]), file_sha256(other)] for name, other in pairs]]
+    )
     how = "by name" if by_name else "by sorted order, as their names differ"
     notice = f"{folder}: {len(pairs)} pairs {how}, each its own group"
     return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
 
 
 def _unpaired(protocol: Protocol, folder: Path, data: str, limit: int | None, crop_bottom: str) -> CasePlan:
-    files = _images(folder)
+    files = named_images(folder)
     specs = [UnpairedSpec(name, name, str(file.resolve()), crop_bottom) for name, file in files.items()]
-    digest = digest_of([crop_bottom, [[name, _hash(file)] for name, file in files.items()]])
+    digest = digest_of([crop_bottom, [[name, file_sha256(file)] for name, file in files.items()]])
     notice = (
         f"{folder}: {len(files)} images and no references (pairs lie in {INPUT}/ and {REFERENCE}/): "
         "only metrics that need none apply"
     )
     return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
-
-
-def _images(folder: Path) -> dict[str, Path]:
-    """The images of a folder by stem, or by whole name where stems repeat, in sorted order."""
-    files = micrograph.list_images(folder)
-    if not files:
-        raise InputError(f"{folder}: no images in it (PNG, TIFF, JPEG, BMP)")
-    stems = [micrograph.image_stem(file) for file in files]
-    return dict(zip(stems if len(set(stems)) == len(stems) else [file.name for file in files], files, strict=True))
 
 
 def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> None:
@@ -212,13 +203,6 @@ def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> None:
     if unequal:
         more = f" and {len(unequal) - 4} more" if len(unequal) > 4 else ""
         raise InputError(f"{len(unequal)} pairs of two sizes: {'; '.join(unequal[:4])}{more}: give images of one size")
-
-
-def _hash(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}): free it, or take it out of the folder") from error
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,16 @@
 """The images that methods may learn from: a protocol's roles train and validation, phantom scenes, a user's folder."""
 
 import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sembench import micrograph, phantom
 from sembench.cases import PHANTOM, STAND_IN
 from sembench.datasets import cache, splits
 from sembench.datasets.manifest import load_train_files
 from sembench.errors import InputError
-from sembench.protocol import Protocol
+from sembench.protocol import Protocol, digest_of
 from sembench.registry import DATASETS, plugin
 from sembench.restorer import Image
 
@@ -59,7 +57,7 @@ def training_images(protocol: Protocol, data: str) -> TrainingImages:
     if protocol.data.training_fields:
         listed = load_train_files()
         chosen = {role: [row for row in rows if row.file in listed[role]] for role, rows in chosen.items()}
-    digest = _digest([dataset.name, {role: [[r.sha256, r.crop_px] for r in rows] for role, rows in chosen.items()}])
+    digest = digest_of([dataset.name, {role: [[r.sha256, r.crop_px] for r in rows] for role, rows in chosen.items()}])
 
     def load() -> ImagesByRole:
         located = {role: [(cache.locate(dataset, row), row.crop_px) for row in rows] for role, rows in chosen.items()}
@@ -81,7 +79,7 @@ def _phantom_images(protocol: Protocol) -> TrainingImages:
             for role, (letter, number) in PHANTOM_SCENES.items()
         }
 
-    digest = _digest([PHANTOM, phantom.VERSION, protocol.seed, PHANTOM_SIDE, PHANTOM_SCENES])
+    digest = digest_of([PHANTOM, phantom.VERSION, protocol.seed, PHANTOM_SIDE, PHANTOM_SCENES])
     return TrainingImages(PHANTOM, digest, load)
 
 
@@ -106,8 +104,4 @@ def folder_images(folder: Path, crop_bottom: str = "auto") -> TrainingImages:
             "validation": tuple(pixels[file] for file in held_out),
         }
 
-    return TrainingImages(folder.resolve().name, _digest([crop_bottom, hashes]), load)
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return TrainingImages(folder.resolve().name, digest_of([crop_bottom, hashes]), load)
