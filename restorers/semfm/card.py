@@ -1,0 +1,225 @@
+"""What ships of a pretraining run: stage 1 and stage 3 in half precision, and the model card beside them.
+
+    python -m restorers.semfm.card RUN [OUT]
+
+RUN is the folder that `sembench train semfm` wrote; OUT defaults to the weights of this package.
+"""
+
+import csv
+import io
+import json
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from restorers.semfm.storage import load_model, save_model
+from sembench.datasets.manifest import semcorpus
+from sembench.errors import InputError, SembenchError
+from sembench.micrograph import write_atomically
+
+WEIGHTS = Path(__file__).parent / "weights"
+SHIPPED_STAGES = (1, 3)
+CARD, CURVES = "README.md", "curves.png"
+
+LIMITS = """\
+## Limits
+
+- A tiny model ({parameters} parameters in stage 3), trained for minutes on two cores of a processor: it shows that the
+  whole system runs, not what pretraining can reach. The paper trains one 180 times as large for 400 epochs.
+- The gates are balanced by the share of tokens that each expert takes (`balance_by = "choice"`), not by equation 9 of
+  the paper: by that equation alone the mean probabilities become even while a few experts take nearly all tokens.
+- It has seen gray micrographs of the listed specimens alone; no defocus, no added noise. What it is worth for
+  restoration is measured in docs/results-semfm.md, beside the same network without any encoder.
+- It must not be taken for a source of measurements: a masked autoencoder draws what is likely, not what is there.
+"""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as its folder tells it: facts of the checkpoint, log and use of experts, a dict a line."""
+
+    number: int
+    facts: dict[str, Any]
+    log: list[dict[str, str]]
+    experts: list[dict[str, str]]
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of training, validations left out."""
+        steps = [0, *(int(line["images"]) for line in self.log)]
+        done = (after - before for before, after in pairwise(steps))
+        return sum(n / float(line["images_per_second"]) for n, line in zip(done, self.log, strict=True)) / 60
+
+    @property
+    def best(self) -> Sequence[float]:
+        """Step, validation loss and validation L1 of the model that is kept."""
+        return min(self.facts["validation"], key=lambda row: float(row[1]))
+
+
+def ship(run: Path, out: Path = WEIGHTS) -> None:
+    """Write the models of stages 1 and 3 in half precision, curves and model card; InputError where a stage lacks."""
+    stages = [_read(run, number) for number in (1, 2, 3)]
+    for number in SHIPPED_STAGES:
+        model, extra = load_model(run / f"stage{number}" / "best.json")
+        save_model(out / f"stage{number}.json", model, extra, half=True)
+    write_atomically(out / CURVES, _curves(stages))
+    write_atomically(out / CARD, _card(stages, out).encode())
+
+
+def _read(run: Path, number: int) -> Stage:
+    folder = run / f"stage{number}"
+    try:
+        facts = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))["facts"]
+        tables = []
+        for name in ("log.csv", "experts.csv"):
+            with (folder / name).open(encoding="utf-8", newline="") as file:
+                tables.append(list(csv.DictReader(file)))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder}: holds no finished stage {number} ({error}): train it first") from error
+    if facts["next_sample"] < facts["steps"] * facts["identity"]["images a step"]:
+        raise InputError(f"{folder}: stage {number} is not finished: the same `sembench train` goes on with it")
+    return Stage(number, facts, *tables)
+
+
+def _card(stages: list[Stage], out: Path) -> str:
+    models = {number: load_model(out / f"stage{number}.json") for number in SHIPPED_STAGES}
+    parameters = {number: sum(p.numel() for p in model.parameters()) for number, (model, _) in models.items()}
+    text = ["# semfm: the weights that ship", "", *_files(out, parameters), "", *_data(stages[0]), ""]
+    text += [*_training(stages), "", *_experts(stages[-1]), ""]
+    text += ["![validation curves and use of experts](curves.png)", ""]
+    text += ["## Remade by", "", "```", *_commands(), "```", ""]
+    return "\n".join(text) + "\n" + LIMITS.format(parameters=f"{parameters[3] / 1e6:.1f} million")
+
+
+def _files(out: Path, parameters: dict[int, int]) -> list[str]:
+    lines = [
+        "Masked autoencoders of micrographs, float16 in safetensors; read by `restorers.semfm.storage.load_model`.",
+        "",
+        "| stage | blocks x width, decoder | experts | parameters | MB | SHA-256 of the shards (first 16 digits) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for number, count in parameters.items():
+        told = json.loads((out / f"stage{number}.json").read_text(encoding="utf-8"))
+        config, shards = told["config"], told["shards"]
+        size = sum(shard["bytes"] for shard in shards) / 1e6
+        digests = ", ".join(shard["sha256"][:16] for shard in shards)
+        sizes = f"{config['depth']} x {config['dim']}, {config['decoder_depth']} x {config['decoder_dim']}"
+        where = {1: "each block", 2: "each second block"}.get(config["every"], f"one block in {config['every']}")
+        experts = f"{config['experts']} in {where}" if config["experts"] else "none"
+        lines.append(f"| {number} | {sizes} | {experts} | {count:,} | {size:.1f} | {digests} |")
+    return lines
+
+
+def _data(stage: Stage) -> list[str]:
+    rows = [row for row in semcorpus().rows if row.split == "pretrain"]
+    licences: Counter[str] = Counter(row.licence for row in rows)
+    groups: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        groups[row.licence].add(row.group)
+    identity = stage.facts["identity"]
+    lines = [
+        "## Data",
+        "",
+        f"Set semcorpus, split `pretrain`: {len(rows)} micrographs in {len({row.group for row in rows})} groups "
+        "(sources and citations: `sembench data list`, its manifest). Validation: split `pretrain_validation`, other "
+        f"groups, {identity['data.validation_samples']} fixed crops. {100 * identity['data.phantom_share']:.0f} % of "
+        f"the samples are phantom line scenes. Digest of what was packed: `{identity['data']}`.",
+        "",
+        "| licence of the images | images | groups |",
+        "|---|---|---|",
+    ]
+    return lines + [f"| {name} | {count} | {len(groups[name])} |" for name, count in sorted(licences.items())]
+
+
+def _training(stages: list[Stage]) -> list[str]:
+    lines = [
+        "## Training",
+        "",
+        f"torch {stages[0].facts['torch']}, {stages[0].facts['processes']} process on {stages[0].facts['device']} "
+        "(two cores, shared with other work, which the minutes tell of), bfloat16 autocast; mask 0.75; AdamW.",
+        "",
+        "| stage | trains | steps | images a step | highest rate | minutes | best step | validation loss | L1 alone |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    trains = {1: "everything, dense", 2: "gates", 3: "everything, experts"}
+    for stage in stages:
+        identity, best = stage.facts["identity"], stage.best
+        rate = identity[f"stage{stage.number}.learning_rate"]
+        cells = [stage.number, trains[stage.number], stage.facts["steps"], identity["images a step"], f"{rate:g}"]
+        cells += [f"{stage.minutes:.0f}", int(best[0]), f"{best[1]:.4f}", f"{best[2]:.4f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    lines += [
+        "",
+        "L1: mean absolute error over masked pixels (equation 4), of normalised gray levels. The loss of stage 2 adds "
+        "distillation and balance (equation 10), that of stage 3 spectra too (equation 16), so losses of different "
+        "stages are not comparable; their L1 is.",
+    ]
+    return lines
+
+
+def _experts(stage: Stage) -> list[str]:
+    experts = stage.facts["identity"]["experts.experts"]
+    at_best = [float(line["share"]) for line in stage.experts if int(line["step"]) == int(stage.best[0])]
+    return [
+        "## Use of experts",
+        "",
+        f"Share of validation tokens that each expert takes: {100 * min(at_best):.1f} % at least and "
+        f"{100 * max(at_best):.1f} % at most, layer by layer, in the model that ships (step {int(stage.best[0])} of "
+        f"stage 3); even use would be {100 / experts:.1f} %.",
+    ]
+
+
+def _commands() -> list[str]:
+    return [
+        *(f"sembench train semfm --stage {number} --config shipped" for number in (1, 2, 3)),
+        "python -m restorers.semfm.card runs/semfm-shipped",
+    ]
+
+
+def _curves(stages: list[Stage]) -> bytes:
+    """Validation L1 against step in all stages, and the use of experts on validation at the end of stage 3."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    curve, bars = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    start = 0
+    for stage, colour in zip(stages, ("#0072b2", "#6b7480", "#d55e00"), strict=True):
+        rows = stage.facts["validation"]
+        curve.plot([start + row[0] for row in rows], [row[2] for row in rows], ".-", color=colour, markersize=4)
+        place = (4, -14) if stage.number == 2 else (4, 6)
+        curve.annotate(f"stage {stage.number}", (start + rows[0][0], rows[0][2]), xytext=place, color=colour,
+                       textcoords="offset points", fontsize=9)  # fmt: skip
+        start += stage.facts["steps"]
+    curve.margins(y=0.1)
+    curve.set_xlabel("step")
+    curve.set_ylabel("validation L1, normalised gray")
+    last = max(int(line["step"]) for line in stages[-1].experts)
+    lines = [line for line in stages[-1].experts if int(line["step"]) == last]
+    layers = sorted({int(line["layer"]) for line in lines})
+    for layer in layers:
+        shares = [100 * float(line["share"]) for line in lines if int(line["layer"]) == layer]
+        places = np.arange(len(shares)) + (layer - (len(layers) - 1) / 2) * 0.8 / len(layers)
+        bars.bar(places, shares, 0.8 / len(layers), color="#0072b2", alpha=0.4 + 0.6 * layer / max(1, len(layers) - 1))
+    bars.axhline(2, color="#d55e00", linewidth=1)
+    bars.set_xlabel("expert (a bar for each of its layers, darker: later)")
+    bars.set_ylabel("share of validation tokens, %")
+    bars.set_xticks(range(len(lines) // len(layers)))
+    for axes in (curve, bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    try:
+        if len(sys.argv) not in (2, 3):
+            raise InputError("python -m restorers.semfm.card RUN [OUT]: name the folder of a pretraining run")
+        ship(Path(sys.argv[1]), *map(Path, sys.argv[2:]))
+    except SembenchError as error:
+        sys.exit(f"sembench: {error}")
