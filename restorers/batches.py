@@ -1,5 +1,7 @@
 """Training batches made ahead of a fit by processes of their own, the same whoever makes them."""
 
+import hashlib
+import io
 import multiprocessing
 import os
 import signal
@@ -9,18 +11,23 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sembench.errors import SembenchError
+from sembench.micrograph import write_atomically
 from sembench.restorer import Crops, Patch, TrainingSet
 
 Arrays = dict[str, NDArray[Any]]
 
 AHEAD = 3
 """Batches made ahead for each worker."""
+
+SHARED = "SEMBENCH_BATCHES"
+"""Environment variable: a folder where prepared batches are kept, so that fits on the same patches make them once."""
 
 
 def patch_arrays(patch: Patch) -> Arrays:
@@ -51,8 +58,25 @@ def stack(patches: list[Patch], prepare: Callable[[Patch], Arrays]) -> Arrays:
 
 
 def _make(step: int) -> Arrays:
-    training, prepare, crops = _source
-    return stack(training.batch(step, crops=crops), prepare)
+    return made(*_source, step)
+
+
+def made(training: TrainingSet, prepare: Callable[[Patch], Arrays], crops: Crops, step: int) -> Arrays:
+    """The prepared batch of one step; where SEMBENCH_BATCHES names a folder it is kept there, or taken from there."""
+    folder = os.environ.get(SHARED)
+    if not folder:
+        return stack(training.batch(step, crops=crops), prepare)
+    kind = [training.digest, training.degradation, training.seed, training.budget.batch, crops]
+    kind += [prepare.__module__, prepare.__qualname__]
+    path = Path(folder) / hashlib.sha256(repr(kind).encode()).hexdigest()[:16] / f"{step}.npz"
+    if path.is_file():
+        with np.load(path) as kept:
+            return dict(kept)
+    arrays = stack(training.batch(step, crops=crops), prepare)
+    packed = io.BytesIO()
+    np.savez(packed, **arrays)
+    write_atomically(path, packed.getvalue())
+    return arrays
 
 
 class Batches:
@@ -102,7 +126,7 @@ class Batches:
         training, prepare, crops = self.source
         if self.pool is None:
             self.step += 1
-            return stack(training.batch(self.step - 1, crops=crops), prepare)
+            return made(training, prepare, crops, self.step - 1)
         while len(self.queue) < AHEAD * self.workers:
             self.queue.append(self.pool.submit(_make, self.step))
             self.step += 1
