@@ -14,8 +14,8 @@ endif
 .PHONY: help install run full test check format clean
 help:
 	@echo "make install   make $(VENV) with everything, versions as tested"
-	@echo "make run       a table and a picture of the classical methods (LIMIT=$(LIMIT) fields)"
-	@echo "make full      the same on all 100 fields, controls beside"
+	@echo "make run       real fast scans: a table and a picture of input, gaussian and semfm (LIMIT=$(LIMIT) pairs)"
+	@echo "make full      the classical methods on all 100 fields of s2s, controls beside"
 	@echo "make test      the tests"
 	@echo "make check     ruff and mypy"
 	@echo "make format    format the code"
@@ -30,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@touch $@
 
 run: install
-	$(BIN)/sembench run --restorer input,gaussian,richardson_lucy,wiener,bm3d,blind_wiener --protocol s2s --limit $(LIMIT)
+	$(BIN)/sembench run --restorer input,gaussian,semfm --protocol s2r --limit $(LIMIT) --skip-unavailable --no-fit
 
 full: install
 	$(BIN)/sembench run --protocol s2s

@@ -1,7 +1,6 @@
 """Training batches made ahead of a fit by processes of their own, the same whoever makes them."""
 
 import hashlib
-import io
 import multiprocessing
 import os
 import signal
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file, save
 
 from sembench.errors import SembenchError
 from sembench.micrograph import write_atomically
@@ -68,14 +68,12 @@ def made(training: TrainingSet, prepare: Callable[[Patch], Arrays], crops: Crops
         return stack(training.batch(step, crops=crops), prepare)
     kind = [training.digest, training.degradation, training.seed, training.budget.batch, crops]
     kind += [prepare.__module__, prepare.__qualname__]
-    path = Path(folder) / hashlib.sha256(repr(kind).encode()).hexdigest()[:16] / f"{step}.npz"
+    path = Path(folder) / hashlib.sha256(repr(kind).encode()).hexdigest()[:16] / f"{step}.safetensors"
     if path.is_file():
-        with np.load(path) as kept:
-            return dict(kept)
+        kept: Arrays = load_file(path)
+        return kept
     arrays = stack(training.batch(step, crops=crops), prepare)
-    packed = io.BytesIO()
-    np.savez(packed, **arrays)
-    write_atomically(path, packed.getvalue())
+    write_atomically(path, save(arrays))
     return arrays
 
 

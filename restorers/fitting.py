@@ -77,6 +77,7 @@ def fit(
     workers that make batches ahead; workers=0: they are made in between). The global random state of torch is
     untouched; within a step it is seeded by (training.seed, step). Gradients are clipped at norm 1. What is validated
     and kept is a running average of the weights, which on restoration is ahead of the weights themselves.
+    With training.start, training begins from its state, at its share of the learning rate.
     With training.folder, a checkpoint and the curve are kept there, and a fit that was killed resumes.
     Raises CheckError where the loss is not finite; the last checkpoint stays.
     """
@@ -84,10 +85,14 @@ def fit(
 
     device = torch.device(training.device)
     network.to(device)
+    if training.start:
+        load(network, training.start.state)
+        learning_rate *= training.start.rate
     trained = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
     plan = [training.digest, training.degradation, training.seed, str(training.budget), crops]
     plan += [learning_rate, weight_decay, schedule, [list(p.shape) for p in trained]]
+    plan += [training.start.sha256] if training.start else []
     run = _Run(network, optimiser, training, hashlib.sha256(json.dumps(plan).encode()).hexdigest())
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),

@@ -380,6 +380,10 @@ def _expand(content: bytes) -> bytes:
 
 
 def _sidecars(path: Path) -> dict[str, bytes]:
+    return {suffix: _file_content(beside) for suffix, beside in sidecar_files(path).items()}
+
+
+def sidecar_files(path: Path) -> dict[str, Path]:
     """Text files beside an image that may hold its pixel size, by suffix."""
     name = _plain_name(path)
     stem, image_suffix = Path(name).stem, Path(name).suffix.lstrip(".")
@@ -389,7 +393,7 @@ def _sidecars(path: Path) -> dict[str, bytes]:
             spellings = (candidate, f"{candidate[:-4]}{suffix.upper()}", f"{candidate}.xz")
             beside = next((path.with_name(spelling) for spelling in spellings if _is_file(path, spelling)), None)
             if beside is not None:
-                found[suffix] = _file_content(beside)
+                found[suffix] = beside
                 break
     return found
 

@@ -98,6 +98,14 @@ class MetricsPart(_Part):
         return self
 
 
+class FineTuningPart(_Part):
+    """How fits go on from the state that the training images gave, on the set's real pairs."""
+
+    pairs: int = Field(ge=1, description="number of training pairs")
+    share: float = Field(gt=0, le=1, description="length as a share of the budget")
+    rate: float = Field(gt=0, le=1, description="learning rate as a share of the method's own")
+
+
 class StatisticsPart(_Part):
     """The unit of independence."""
 
@@ -123,11 +131,18 @@ class Protocol(_Part):
     alignment: AlignmentPart = AlignmentPart()
     metrics: MetricsPart
     statistics: StatisticsPart = StatisticsPart()
+    fine_tuning: FineTuningPart | None = None
 
     @model_validator(mode="after")
     def _margin_fits(self) -> "Protocol":
         if 2 * self.margin >= self.data.size:
             raise ValueError(f"margin of {self.margin} px leaves nothing of {self.data.size} px: give a smaller one")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_to_learn_from(self) -> "Protocol":
+        if self.fine_tuning and not (self.data.pairs and self.data.training_set):
+            raise ValueError("fine_tuning needs a set of pairs and a training set: give data.pairs, data.training_set")
         return self
 
     @model_validator(mode="after")
@@ -182,7 +197,7 @@ def parse(text: str, file: str) -> Protocol:
     """A protocol from TOML text; InputError names the file, the key and the nearest known key."""
     try:
         raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file}: not valid TOML: {error}") from error
     try:
         return Protocol(**raw)

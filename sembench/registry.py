@@ -59,8 +59,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 def plugins(group: str) -> dict[str, list[Plugin]]:
     """Every name of a group with its claimants, sorted by name; more than one claimant is a clash."""
     found: dict[str, dict[tuple[str, str], Plugin]] = {}
+    names: dict[int, str] = {}
     for point in entry_points(group=group):
-        distribution = (point.dist.name if point.dist else None) or "unknown"
+        if id(point.dist) not in names:  # a distribution parses its metadata anew for every look at its name
+            names[id(point.dist)] = (point.dist.name if point.dist else None) or "unknown"
+        distribution = names[id(point.dist)]
         plugin = Plugin(group, point.name, point.value, distribution)
         found.setdefault(point.name, {})[distribution, point.value] = plugin
     return {name: list(found[name].values()) for name in sorted(found)}

@@ -153,6 +153,9 @@ PATCH_SIDE = 224
 PATCH_MARGIN = 96
 """Real surroundings of a training patch (px) that its blur sees: half the widest kernel."""
 
+INNER = (slice(PATCH_MARGIN, -PATCH_MARGIN),) * 2
+"""A patch within its surroundings."""
+
 PAPER_CROPS = (128, 256, 512, 1024)
 """Sides (px) of the crops that the paper resizes to a patch."""
 
@@ -174,6 +177,11 @@ class Budget:
     steps: int | None
     batch: int = 4
     minutes: float | None = None
+
+    def share(self, share: float) -> "Budget":
+        """This share (0..1) of the budget under its name: at least one step."""
+        steps = None if self.steps is None else max(1, round(share * self.steps))
+        return replace(self, steps=steps, minutes=None if self.minutes is None else share * self.minutes)
 
     @classmethod
     def of(cls, name: str) -> "Budget":
@@ -219,12 +227,25 @@ Crops = Literal["native", "mixed", "paper"]
 
 
 @dataclass(frozen=True, eq=False)
+class Start:
+    """Where a fit begins that goes on from another: its state, the SHA-256 of that, and its share of the rate.
+
+    rate: learning rate as a share of the method's own.
+    """
+
+    state: "Mapping[str, Tensor]"
+    sha256: str
+    rate: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class TrainingSet:
     """What a method may learn from: patches degraded on the fly, a validation set, a budget, a seed, a device.
 
     images, validation: clean micrographs, float32 (H, W), gray levels 0..255, any size; degradation: `paper` or
     `broad`; seed: of the patches and of the method's own random draws; folder: where checkpoints and the learning curve
-    may be kept (None: nowhere); on_progress: to be told how far the fit has come.
+    may be kept (None: nowhere); on_progress: to be told how far the fit has come; start: the state to begin from (None:
+    the method's own first weights). A method whose fit leaves that to restorers.fitting need not look at it.
     """
 
     images: tuple[Image, ...]
@@ -235,6 +256,7 @@ class TrainingSet:
     device: str = "cpu"
     folder: Path | None = None
     on_progress: Callable[[FitProgress], None] | None = None
+    start: Start | None = None
 
     def __post_init__(self) -> None:
         if self.degradation not in DEGRADATIONS:
@@ -257,7 +279,7 @@ class TrainingSet:
 
     def for_worker(self) -> "TrainingSet":
         """The same patches without what another process cannot be told."""
-        return replace(self, on_progress=None, folder=None)
+        return replace(self, on_progress=None, folder=None, start=None)
 
     def batch(self, step: int, *, crops: Crops = "native") -> list[Patch]:
         """The patches of one step, from 0 on: always the same for (seed, step), images and degradation.
@@ -279,24 +301,98 @@ class TrainingSet:
         rng = generator(seed, patch_id, "patch")
         image = images[int(rng.integers(len(images)))]
         scale = _crop_scale(generator(seed, patch_id, "scale"), image, crops)
-        side = round(PATCH_SIDE / scale)
-        y, x = (_offset(rng, length, side) for length in image.shape)
-        turn, flip = int(rng.integers(4)), bool(rng.integers(2))
-        margin = round(PATCH_MARGIN / scale)
-        area = image[
-            np.ix_(*(_reflected(s - margin, s + side + margin, n) for s, n in zip((y, x), image.shape, strict=True)))
-        ]
-        area = np.rot90(area, turn)
-        area = np.ascontiguousarray(area[:, ::-1] if flip else area)
+        area = _Cut.drawn(rng, image.shape, scale, turns=4).of(image)
         parameters = DEGRADATIONS[self.degradation](rng)
         if scale != 1:
-            area = _resized(area, PATCH_SIDE + 2 * PATCH_MARGIN)
             parameters = _rescaled(parameters, scale)
         signal = blurred_signal(area, parameters)
-        inner = (slice(PATCH_MARGIN, -PATCH_MARGIN),) * 2
         wide = np.clip(add_noise(signal, parameters, rng), 0, 255).astype(np.float32)
-        second = np.clip(add_noise(signal[inner], parameters, rng), 0, 255).astype(np.float32)
-        return Patch(area[inner].copy(), wide[inner].copy(), second, parameters, wide, PATCH_MARGIN)
+        second = np.clip(add_noise(signal[INNER], parameters, rng), 0, 255).astype(np.float32)
+        return Patch(area[INNER].copy(), wide[INNER].copy(), second, parameters, wide, PATCH_MARGIN)
+
+
+@dataclass(frozen=True, eq=False)
+class PairSet(TrainingSet):
+    """What a method may learn from where real pairs are at hand: patches cut from both scans at the same place.
+
+    images, validation: the references, registered on the inputs and brought to their gain and offset, cut to where both
+    are valid; inputs, validation_inputs: the raw inputs, of equal shapes and order. degradation: what the start was
+    trained with. Raises InputError where inputs and references do not fit.
+    """
+
+    inputs: tuple[Image, ...] = ()
+    validation_inputs: tuple[Image, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what, images, inputs in (
+            ("training", self.images, self.inputs),
+            ("validation", self.validation, self.validation_inputs),
+        ):
+            if [image.shape for image in images] != [image.shape for image in inputs]:
+                raise InputError(f"{what} pairs: inputs and references differ in number or size: give registered pairs")
+            for image in inputs:
+                check_image(image)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of all pixels, in order."""
+        inputs = TrainingSet(self.inputs, self.validation_inputs)
+        return hashlib.sha256(f"pairs {super().digest} {inputs.digest}".encode()).hexdigest()
+
+    def batch(self, step: int, *, crops: Crops = "native") -> list[Patch]:
+        """The patches of one step, from 0 on, with clean: the reference, degraded: the input, degradation None.
+
+        second is the reference too: the only other scan of the same place, its noise independent of the input's.
+        crops: as for TrainingSet, but that input and reference are both resized as they are, noise included.
+        """
+        pairs = list(zip(self.images, self.inputs, strict=True))
+        return [self._pair_patch(pairs, self.seed, f"{step}.{i}", crops) for i in range(self.budget.batch)]
+
+    def validation_patches(self) -> list[Patch]:
+        """The fixed patches, at scale 1, of the validation pairs in turn."""
+        pairs = list(zip(self.validation, self.validation_inputs, strict=True))
+        return [
+            self._pair_patch([pairs[i % len(pairs)]], VALIDATION_SEED, f"validation.{i}", "native")
+            for i in range(VALIDATION_PATCHES)
+        ]
+
+    def _pair_patch(self, pairs: list[tuple[Image, Image]], seed: int, patch_id: str, crops: Crops) -> Patch:
+        """Turned by half turns only, so that the fast axis, along which noise is correlated, stays where it is."""
+        rng = generator(seed, patch_id, "patch")
+        reference, degraded = pairs[int(rng.integers(len(pairs)))]
+        scale = _crop_scale(generator(seed, patch_id, "scale"), reference, crops)
+        cut = _Cut.drawn(rng, reference.shape, scale, turns=2)
+        clean, wide = cut.of(reference)[INNER].copy(), cut.of(degraded)
+        return Patch(clean, wide[INNER].copy(), clean, None, wide, PATCH_MARGIN)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A patch's place in an image: rows and columns with the margin, turned, mirrored, resized to the patch's scale."""
+
+    rows: NDArray[np.intp]
+    columns: NDArray[np.intp]
+    turn: int
+    flip: bool
+    resize: bool
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator, shape: tuple[int, ...], scale: float, *, turns: Literal[2, 4]) -> "_Cut":
+        """A place drawn at random; turns: 4 quarter turns or 2 half turns."""
+        side, margin = round(PATCH_SIDE / scale), round(PATCH_MARGIN / scale)
+        y, x = (_offset(rng, length, side) for length in shape)
+        turn, flip = int(rng.integers(turns)) * (4 // turns), bool(rng.integers(2))
+        rows, columns = (
+            _reflected(start - margin, start + side + margin, n) for start, n in zip((y, x), shape, strict=True)
+        )
+        return cls(rows, columns, turn, flip, scale != 1)
+
+    def of(self, image: Image) -> Image:
+        """The patch of an image with PATCH_MARGIN px around it."""
+        area = np.rot90(image[np.ix_(self.rows, self.columns)], self.turn)
+        area = np.ascontiguousarray(area[:, ::-1] if self.flip else area)
+        return _resized(area, PATCH_SIDE + 2 * PATCH_MARGIN) if self.resize else area
 
 
 def _crop_scale(rng: np.random.Generator, image: Image, crops: Crops) -> float:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from sembench.execution.plan import Row
 from sembench.execution.records import LEFT_OUT, Record
 from sembench.metrics.table import MetricSpec
 from sembench.micrograph import write_atomically
+from sembench.protocol import Protocol
+from sembench.registry import METRICS, plugin
 from sembench.statistics import Interval, mean_interval
 
 CASE_COLUMNS = ("restorer", "settings", "case", "group", "status")
@@ -82,6 +84,21 @@ def summarise(rows: Sequence[Row], records: Iterable[Record], metrics: Sequence[
         failed = len(by_row[row.row_id]) - len(solved) - left_out
         summary.append(SummaryRow(row, len(solved), failed, intervals, undefined, seconds, left_out))
     return summary
+
+
+def with_flat_fields(summary: Sequence[SummaryRow], flat: Sequence[Record]) -> list[SummaryRow]:
+    """The summary, each row with the metrics of its flat fields too; nothing that is said of its cases changes."""
+    names = sorted({name for record in flat for name in record.get("metrics", {})})
+    told = {line.row.row_id: line for line in summarise([line.row for line in summary], flat, names)}
+    return [
+        replace(
+            line,
+            metrics=line.metrics | told[line.row.row_id].metrics,
+            undefined=line.undefined
+            | {name: count + told[line.row.row_id].failed for name, count in told[line.row.row_id].undefined.items()},
+        )
+        for line in summary
+    ]
 
 
 def ordered(summary: Sequence[SummaryRow], primary: MetricSpec) -> list[SummaryRow]:
@@ -164,6 +181,24 @@ def write_cases(path: Path, rows: Sequence[Row], records: Sequence[Record], metr
         for record in records
     ]
     _write_csv(path, header, lines)
+
+
+def write_tables(
+    folder: Path, protocol: Protocol, rows: Sequence[Row], metrics: Sequence[str], records: Sequence[Record]
+) -> tuple[list[SummaryRow], dict[str, list[SummaryRow]], MetricSpec]:
+    """Write cases.csv, summary.csv and one more for each kind of cases.
+
+    Returns the summary in table order, that of each kind of cases, and the metric that orders them.
+    """
+    name = protocol.metrics.primary if protocol.metrics.primary in metrics else metrics[0]
+    primary = plugin(METRICS, name).load()
+    summary = ordered(summarise(rows, records, metrics), primary)
+    apart = {kind: ordered(summarise(rows, in_stratum(records, kind), metrics), primary) for kind in strata(records)}
+    write_cases(folder / "cases.csv", rows, records, metrics)
+    write_summary(folder / "summary.csv", summary, metrics)
+    for kind, part in apart.items():
+        write_summary(folder / f"summary-{kind}.csv", part, metrics)
+    return summary, apart, primary
 
 
 def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[str]) -> None:

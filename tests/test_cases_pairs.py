@@ -1,5 +1,10 @@
 """Pairs of real scans as cases: registered once, left out where not to be trusted, refused where they do not fit."""
 
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,8 +89,97 @@ def test_a_reference_of_another_field_is_refused(tmp_path: Path) -> None:
     spec = PairSpec(
         "p", "p", (Tile(str(tmp_path / "input.tif"), None),), (Tile(str(tmp_path / "reference.tif"), None),), 12
     )
-    with pytest.raises((InputError, CaseLeftOut)):
+    with pytest.raises(CaseLeftOut, match="pair p: the reference shows another field"):
         spec.make(S2R)
+    shown = replace(spec, demonstration=True).make(S2R)
+    assert shown.reference is None
+    assert shown.alignment is not None
+    assert "goes without its reference" in shown.alignment["warnings"][0]
+
+
+def test_swapped_input_and_reference_are_warned_of(tmp_path: Path) -> None:
+    folder = pair_folder(tmp_path / "mine", ("a",))
+    for old, new in (("input", "spare"), ("reference", "input"), ("spare", "reference")):
+        (folder / old).rename(folder / new)
+    case = plan_cases(S2R, str(folder), crop_bottom="0").specs[0].make(S2R)
+    assert case.alignment is not None
+    assert "are the two swapped?" in case.alignment["warnings"][0]
+
+
+def test_an_image_too_large_to_be_scored_as_a_whole_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    from tifffile import memmap
+
+    folder = pair_folder(tmp_path / "mine")
+    large = folder / "input" / "b.tif"
+    memmap(large, shape=(17_400, 17_400), dtype=np.uint8).flush()
+    assert large.stat().st_size > 300e6
+    started = time.process_time()
+    with pytest.raises(
+        InputError, match=r"input/b\.tif: 17400 x 17400 px are 303 million.*67 million at most: cut"
+    ) as no:
+        plan_cases(S2R, str(folder), crop_bottom="0")
+    assert "\n" not in str(no.value)
+    large.rename(tmp_path / "b.tif")
+    with pytest.raises(InputError, match="303 million"):
+        plan_cases(S2R, str(tmp_path), crop_bottom="0")
+    assert time.process_time() - started < 1
+
+
+def test_a_folder_without_images_or_a_file_that_vanished_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no images in it"):
+        plan_cases(S2R, str(tmp_path))
+    for part in ("input", "reference"):
+        (tmp_path / part).mkdir()
+    with pytest.raises(InputError, match="input: no images in it"):
+        plan_cases(S2R, str(tmp_path))
+    folder = pair_folder(tmp_path / "mine")
+    plan = plan_cases(S2R, str(folder), crop_bottom="0")
+    (folder / "reference" / "b.tif").unlink()
+    with pytest.raises(InputError, match=r"reference/b\.tif: there is no such file"):
+        plan.specs[1].make(S2R)
+
+
+SMALL = """
+name = "small_pairs"
+version = 1
+title = "Small pairs"
+question = "What is said of bad pairs?"
+seed = 7
+margin = 12
+
+[data]
+set = "kriss"
+pairs = true
+
+[degradation]
+name = "none"
+
+[alignment]
+model = "affine"
+
+[metrics]
+primary = "psnr_matched"
+names = ["psnr_matched"]
+"""
+
+
+def test_a_run_leaves_out_and_warns_and_goes_on(tmp_path: Path) -> None:
+    folder = pair_folder(tmp_path / "mine", ("good", "swapped", "wrong"))
+    (folder / "input" / "swapped.tif").rename(tmp_path / "spare.tif")
+    (folder / "reference" / "swapped.tif").rename(folder / "input" / "swapped.tif")
+    (tmp_path / "spare.tif").rename(folder / "reference" / "swapped.tif")
+    micrograph.write(folder / "reference" / "wrong.tif", scene(9), None)
+    (tmp_path / "small.toml").write_text(SMALL)
+    words = ("run", "--protocol", "small.toml", "--restorer", "input", "--data", "mine", "--crop-bottom", "0")
+    done = subprocess.run(
+        [sys.executable, "-m", "sembench", *words, "--workers", "1", "--out", "out"],
+        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=250,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 cases in 2 groups (1 left out)" in done.stdout
+    assert "left out: pair wrong: the reference shows another field" in done.stdout
+    assert "warning: swapped: the input is sharper" in done.stdout
+    assert "warning: good" not in done.stdout
 
 
 def test_tiles_make_one_image_and_a_hole_is_an_error(tmp_path: Path) -> None:
@@ -149,3 +243,13 @@ def test_all_evaluation_pairs_of_kriss_are_planned(data_folder: Path) -> None:
     assert case.alignment["trusted"]
     assert case.degraded.shape == (439, 509)
     assert case.pixel_size_nm == pytest.approx((5.8281, 5.8281), abs=1e-3)
+
+
+@pytest.mark.data
+def test_real_defocus_is_a_demonstration(data_folder: Path) -> None:
+    plan = plan_cases(S2R, "deepfocus")
+    assert "2 pairs, 1 site(s): a demonstration" in plan.notices[0]
+    for spec in plan.specs:
+        case = spec.make(S2R)
+        assert case.alignment is not None
+        assert case.alignment["trusted"] == (case.reference is not None)

@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.ndimage import uniform_filter
+from scipy.signal import fftconvolve
 
 from sembench.checks import check_restorer
 from sembench.checks.subject import scene
 from sembench.errors import InputError
+from sembench.optics import airy_psf
 from sembench.registry import load_method
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -127,6 +129,20 @@ def test_an_onnx_model_restores(tmp_path: Path) -> None:
     image = scene(50, 60)
     restored = load_method(target, {"file": str(tmp_path / "model.onnx")}).restore(image)
     np.testing.assert_allclose(restored, image / 2, atol=1e-3)
+
+
+def test_a_deepinv_reconstructor_or_an_honest_need() -> None:
+    target = f"{EXAMPLES / 'wrapping' / 'deepinv_reconstructor.py'}:DeepinvDeconvolution"
+    if find_spec("deepinv") is None:
+        (result,) = check_restorer(target, only=["seeded"])
+        assert (result.outcome, "pip install deepinv" in result.message) == ("skipped", True)
+        return
+    sharp = scene(64, 72)
+    blurred = fftconvolve(np.pad(sharp, 9, mode="reflect"), airy_psf(3.0, 3.0, 2.0), mode="valid")
+    degraded = np.clip(blurred + np.random.default_rng(1).normal(0, 2, sharp.shape), 0, 255).astype(np.float32)
+    restored = load_method(target).restore(degraded)
+    assert np.mean((restored - sharp) ** 2) < 0.8 * np.mean((degraded - sharp) ** 2)
+    assert failures(check_restorer(target, only=["seeded", "input_untouched", "rejects_bad_input"])) == []
 
 
 def test_a_program_that_reads_and_writes_files(tmp_path: Path) -> None:

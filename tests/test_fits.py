@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sembench.execution import fits
 from sembench.execution.training import TrainingImages, folder_images, training_images
 from sembench.micrograph import write
 from sembench.protocol import load
-from sembench.registry import find_method, resolve_settings
+from sembench.registry import MethodTarget, find_method, resolve_settings
 from sembench.restorer import Budget
 
 PROTOCOL = """
@@ -327,3 +328,49 @@ def test_a_wrong_request_is_one_line(bench: Path, words: tuple[str, ...], messag
     with pytest.raises(InputError, match=message) as caught:
         adaptation.prepare(request)
     assert "\n" not in str(caught.value)
+
+
+def test_no_fit_leaves_out_what_is_not_fitted_yet(bench: Path) -> None:
+    import torch
+
+    from sembench.execution.run import RunRequest, prepare
+
+    method = f"{bench / 'methods.py'}:Learner"
+    request = RunRequest(("input", method), str(bench / "small.toml"), data="phantom", limit=1, no_fit=True)
+    without = prepare(request)
+    assert [row.name for row in without.rows] == ["input"]
+    assert without.fit_plans == {}
+    assert any(notice.startswith("Learner is left out: it is not fitted yet") for notice in without.notices)
+    with pytest.raises(UnavailableError, match="nothing is left to run"):
+        prepare(replace(request, restorers=(method,)))
+    (fit,) = prepare(replace(request, no_fit=False)).fit_plans.values()
+    state = fits.serialise({"offset": torch.zeros(1)}, "Learner")
+    fits.store(fit, state, {}, fit.folder / fits.STATE, fit.folder / fits.DESCRIPTION)
+    assert [row.name for row in prepare(request).rows] == ["input", "Learner"]
+
+
+def test_phantom_cases_take_a_shipped_state_of_the_protocol_s_own_images(
+    bench: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    package = bench / "shipping"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "methods.py").write_text(METHODS)
+    monkeypatch.syspath_prepend(str(bench))
+    from importlib import import_module
+
+    method = MethodTarget("learner", import_module("shipping.methods").Learner, None)
+    settings = resolve_settings(method, {}, "paper")
+
+    def planned(data: str, budget: str = "standard") -> fits.FitPlan:
+        return fits.plan_for(method, settings, load("s2s"), data, Budget.of(budget))
+
+    real, phantom = planned("semcorpus"), planned("phantom")
+    assert phantom.digest != real.digest
+    content = fits.serialise({"offset": torch.zeros(1)}, "learner")
+    states = package / "states"
+    fits.store(real, content, {}, states / "learner-paper.safetensors", states / "learner-paper.json")
+    assert planned("phantom").digest == real.digest
+    assert planned("phantom", "quick").digest not in (real.digest, phantom.digest)

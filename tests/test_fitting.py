@@ -1,6 +1,7 @@
 """The training loop: reproducible, resumable to the bit, selected by validation, honest about what it keeps."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from restorers import fitting
 from sembench import restorer
 from sembench.errors import CheckError, InputError
-from sembench.restorer import Budget, FitProgress, TrainingSet
+from sembench.restorer import Budget, FitProgress, Start, TrainingSet
 
 STEPS = 20
 
@@ -66,6 +67,19 @@ def test_one_seed_gives_the_same_weights_whoever_makes_the_patches() -> None:
     assert torch.equal(before, torch.random.get_rng_state())
     again, _ = fitted(training(), workers=1)
     assert same(first.state, again.state)
+    assert not same(first.state, fitted(training(seed=1))[0].state)
+
+
+def test_fits_on_the_same_patches_share_what_was_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alone, _ = fitted(training())
+    monkeypatch.setenv("SEMBENCH_BATCHES", str(tmp_path))
+    first, _ = fitted(training())
+    assert len(list(tmp_path.rglob("*.safetensors"))) == STEPS
+    with monkeypatch.context() as broken:
+        broken.setattr(TrainingSet, "batch", None)
+        second, _ = fitted(training())
+    assert same(alone.state, first.state)
+    assert same(first.state, second.state)
     assert not same(first.state, fitted(training(seed=1))[0].state)
 
 
@@ -167,3 +181,17 @@ def test_something_is_learnt_and_the_time_spent_waiting_is_told() -> None:
     assert 0 < result.report["waiting"] < 1
     assert told[-1].step == told[-1].steps == 60
     assert told[-1].seconds_left == 0
+
+
+def test_a_fit_that_starts_from_a_state_goes_on_from_it() -> None:
+    data = training()
+    first, _ = fitted(data)
+    still = replace(data, start=Start(first.state, "a", 1e-9))
+    assert same(fitted(still)[0].state, first.state)
+    further, _ = fitted(replace(data, start=Start(first.state, "a", 1.0)))
+    assert not same(further.state, first.state)
+    with fitting.seeded(data.seed):
+        own = fitting.trained_state(Net())
+    assert same(fitted(replace(data, start=Start(own, "b")))[0].state, first.state)
+    with pytest.raises(InputError, match="does not fit the network"):
+        fitted(replace(data, start=Start({"last.weight": torch.zeros(2)}, "c")))

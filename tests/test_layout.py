@@ -30,8 +30,11 @@ ORDER = [
     "trend",
     "results",
     "comparison",
+    "marks",
     "figures",
+    "pages",
     "report",
+    "ablation",
     "leaderboard",
     "commands",
 ]

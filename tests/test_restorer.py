@@ -1,5 +1,7 @@
 """The plugin API's training side: budgets, and patches that are what the forward model says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -7,7 +9,7 @@ from scipy.ndimage import gaussian_filter
 
 from sembench.errors import InputError
 from sembench.optics import BroadDegradation, degrade
-from sembench.restorer import PATCH_MARGIN, PATCH_SIDE, Budget, Image, Patch, TrainingSet
+from sembench.restorer import PATCH_MARGIN, PATCH_SIDE, Budget, Image, PairSet, Patch, Start, TrainingSet
 
 
 def texture(height: int, width: int, seed: int = 0) -> Image:
@@ -153,3 +155,45 @@ def test_bad_training_images_are_refused(images: tuple[Image, ...], message: str
 def test_an_unknown_training_degradation_is_refused() -> None:
     with pytest.raises(InputError, match="paper or broad"):
         training(texture(64, 64), degradation="none")
+
+
+def pairs(reference: Image, degraded: Image, **options: object) -> PairSet:
+    budget = Budget("quick", 20, 8)
+    given = {"inputs": (degraded,), "validation_inputs": (degraded,), **options}
+    return PairSet((reference,), (reference,), "broad", budget, **given)  # type: ignore[arg-type]
+
+
+def test_patches_of_a_pair_show_one_place_in_both_scans() -> None:
+    reference = 60 + texture(300, 420) / 2
+    found = pairs(reference, reference + 7)
+    patches = [*found.batch(0), *found.batch(1, crops="paper"), *found.validation_patches()[:3]]
+    for patch in patches:
+        assert patch.degradation is None
+        assert np.allclose(patch.degraded - patch.clean, 7, atol=1e-3)
+        assert np.array_equal(patch.second, patch.clean)
+        inner = slice(PATCH_MARGIN, -PATCH_MARGIN)
+        assert np.array_equal(patch.surroundings[inner, inner], patch.degraded)
+        assert patch.surroundings.shape == (PATCH_SIDE + 2 * PATCH_MARGIN,) * 2
+    assert len({float(patch.clean.mean()) for patch in patches}) > 8
+    assert all(same(a, b) for a, b in zip(found.batch(3), found.for_worker().batch(3), strict=True))
+
+
+def test_the_fast_axis_of_a_pair_stays_where_it_is() -> None:
+    columns = np.tile(texture(400, 400)[200], (400, 1))
+    for patch in pairs(columns, columns).batch(0):
+        assert np.ptp(patch.clean, axis=0).max() == 0
+        assert np.ptp(patch.clean, axis=1).min() > 10
+
+
+def test_pairs_are_known_by_both_scans_and_must_fit() -> None:
+    one, other = texture(300, 300), texture(300, 300, 1)
+    assert pairs(one, other).digest == pairs(one, other).digest
+    assert len({pairs(one, other).digest, pairs(other, one).digest, pairs(one, one).digest}) == 3
+    for wrong in ({"inputs": ()}, {"inputs": (one[:200],)}, {"validation_inputs": (one, one)}):
+        with pytest.raises(InputError, match="give registered pairs"):
+            pairs(one, other, **wrong)
+
+
+def test_a_worker_is_not_sent_the_state_to_start_from() -> None:
+    start = Start({}, "0" * 64, 0.1)
+    assert replace(training(texture(300, 300)), start=start).for_worker().start is None

@@ -2,6 +2,7 @@
 
 from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec
 from sembench.cases.fields import PhantomSpec, roles
+from sembench.cases.flat import flat_fields
 from sembench.cases.lines import PHANTOM
 from sembench.cases.pairs import STAND_IN
 from sembench.cases.plan import plan_cases
@@ -16,6 +17,7 @@ __all__ = [
     "CaseSpec",
     "PhantomSpec",
     "TileSetSpec",
+    "flat_fields",
     "plan_cases",
     "roles",
 ]

@@ -21,7 +21,7 @@ class Case:
 
     pixel_size_nm: (x, y); truth: true edges of the lines. None where nobody knows.
     alignment: how the reference was registered on the input, plain values; None where nothing had to be.
-    margin: px at each border that are not scored; None: the protocol's.
+    margin: px at each border that are not scored; None: the protocol's. flat: whether the scene has no features.
     """
 
     case_id: str
@@ -33,6 +33,7 @@ class Case:
     truth: LineTruth | None = None
     alignment: dict[str, Any] | None = None
     margin: int | None = None
+    flat: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,16 @@
 """Real pairs: an input and its slower, sharper reference, registered once a case, whoever restores it."""
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from sembench import fast_scan, micrograph, phantom
-from sembench.alignment import align
+from sembench.alignment import AlignmentRefused, align
 from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec, ordered
-from sembench.cases.folder import data_name, file_sha256, named_images
+from sembench.cases.folder import check_sizes, data_name, file_sha256, named_images
 from sembench.datasets import cache
 from sembench.datasets.manifest import Dataset, ManifestRow
 from sembench.errors import InputError
@@ -21,6 +21,8 @@ INPUT, REFERENCE = "input", "reference"
 STAND_IN = "phantom_pairs"
 """Name of the simulated pairs as a data set: never published as real ones."""
 STAND_IN_PAIRS = 8
+FEWEST_GROUPS = 3
+"""Sites that a set has at least where anything is to be said beyond its own cases."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,17 @@ class Tile:
 
 @dataclass(frozen=True)
 class PairSpec(CaseSpec):
-    """An input and its reference, each of one file or several tiles; margin: px at each border that are not scored."""
+    """An input and its reference, each of one file or several tiles; margin: px at each border that are not scored.
+
+    demonstration: where registration is not to be trusted the case is not left out but goes without its reference.
+    """
 
     inputs: tuple[Tile, ...]
     references: tuple[Tile, ...]
     margin: int
     pixel_size_nm: float | None = None
     crop_bottom: str = "0"
+    demonstration: bool = False
 
     def make(self, protocol: Protocol) -> Case:
         degraded, stored = _stitch(self.inputs, self.crop_bottom)
@@ -51,12 +57,19 @@ class PairSpec(CaseSpec):
                 f"pair {self.case_id}: input of {degraded.shape[0]} x {degraded.shape[1]} px, reference of "
                 f"{reference.shape[0]} x {reference.shape[1]} px: give images of one size"
             )
-        alignment = align(degraded, reference, model=protocol.alignment.model)
-        if not alignment.trusted:
-            raise CaseLeftOut(f"pair {self.case_id}: {alignment.reason}")
+        size = stored or (None if self.pixel_size_nm is None else (self.pixel_size_nm, self.pixel_size_nm))
+        try:
+            alignment = align(degraded, reference, model=protocol.alignment.model)
+            if not alignment.trusted:
+                raise AlignmentRefused(alignment.reason)
+        except AlignmentRefused as refusal:
+            if not self.demonstration:
+                raise CaseLeftOut(f"pair {self.case_id}: {refusal}") from refusal
+            told = {"trusted": False, "warnings": [f"{refusal}; it goes without its reference"]}
+            plain = micrograph.to_grid(degraded)
+            return Case(self.case_id, self.group, None, plain, None, size, alignment=told, margin=self.margin)
         rows, columns = alignment.overlap if alignment.margin > self.margin else (slice(None), slice(None))
         warped = np.clip(alignment.warp(reference), 0, 255)
-        size = stored or (None if self.pixel_size_nm is None else (self.pixel_size_nm, self.pixel_size_nm))
         return Case(
             self.case_id,
             self.group,
@@ -102,40 +115,70 @@ def _stitch(tiles: Sequence[Tile], crop_bottom: str) -> tuple[Image, tuple[float
     return whole, read[0].pixel_size_nm
 
 
+@dataclass(frozen=True)
+class ListedPair:
+    """A pair of a data set as its manifest has it, its files not yet located."""
+
+    dataset: Dataset
+    rows: tuple[ManifestRow, ...]
+
+    @property
+    def name(self) -> str:
+        """The pair's name, which is its case id."""
+        return self.rows[0].pair
+
+    @property
+    def group(self) -> str:
+        """Its kind and site."""
+        return self.rows[0].group
+
+    def located(self, margin: int) -> PairSpec:
+        """What it takes to make the case; margin: px at each border that are not scored.
+
+        Raises UnavailableError where a file cannot be had.
+        """
+
+        def tiles(role: str) -> tuple[Tile, ...]:
+            rows = [row for row in self.rows if row.role == role]
+            return tuple(Tile(str(cache.locate(self.dataset, r)), r.crop_px, *_place(r.tile)) for r in rows)
+
+        return PairSpec(self.name, self.group, tiles(INPUT), tiles(REFERENCE), margin, self.rows[0].pixel_size_nm)
+
+
+def listed_pairs(dataset: Dataset, split: str) -> list[ListedPair]:
+    """The pairs of a split: the first of each kind in the manifest's order, then the second of each, and so on.
+
+    So a limit cuts all kinds alike. Raises InputError for a split without pairs, and for a pair that lacks a side.
+    """
+    by_pair: dict[str, list[ManifestRow]] = {}
+    for row in dataset.rows:
+        if row.split == split and row.pair:
+            by_pair.setdefault(row.pair, []).append(row)
+    if not by_pair:
+        raise InputError(f"data set {dataset.name!r} has no pairs of split {split!r}")
+    kinds: dict[str, list[ListedPair]] = {}
+    for name, rows in by_pair.items():
+        if {row.role for row in rows} != {INPUT, REFERENCE}:
+            raise InputError(f"data set {dataset.name!r}: pair {name!r} needs both an input and a reference")
+        pair = ListedPair(dataset, tuple(rows))
+        kinds.setdefault(pair.group.partition("|")[0], []).append(pair)
+    return [pair for turn in itertools.zip_longest(*kinds.values()) for pair in turn if pair is not None]
+
+
 def plan_pairs(protocol: Protocol, dataset: Dataset, limit: int | None) -> CasePlan:
     """The pairs of a set's evaluation split."""
-    rows = [row for row in dataset.rows if row.split == protocol.data.evaluation and row.pair]
-    if not rows:
-        raise InputError(f"data set {dataset.name!r} has no pairs of split {protocol.data.evaluation!r}")
-    by_pair: dict[str, list[ManifestRow]] = {}
-    for row in rows:
-        by_pair.setdefault(row.pair, []).append(row)
-    for pair, members in by_pair.items():
-        if {row.role for row in members} != {INPUT, REFERENCE}:
-            raise InputError(f"data set {dataset.name!r}: pair {pair!r} needs both an input and a reference")
+    listed = listed_pairs(dataset, protocol.data.evaluation)
     margin = (protocol.alignment.margins or {}).get(dataset.name, protocol.margin)
+    rows = [row for row in dataset.rows if row.split == protocol.data.evaluation and row.pair]
     digest = digest_of([margin, [[row.pair, row.role, row.tile, row.sha256, row.crop_px, row.group] for row in rows]])
-    listed = [
-        PairSpec(pair, members[0].group, (), (), margin, members[0].pixel_size_nm) for pair, members in by_pair.items()
-    ]
-    chosen = ordered(protocol, _in_turn(listed), limit)
-
-    def tiles(pair: str, role: str) -> tuple[Tile, ...]:
-        members = [row for row in by_pair[pair] if row.role == role]
-        return tuple(Tile(str(cache.locate(dataset, row)), row.crop_px, *_place(row.tile)) for row in members)
-
-    specs = [
-        replace(spec, inputs=tiles(spec.case_id, INPUT), references=tiles(spec.case_id, REFERENCE)) for spec in chosen
-    ]
-    return CasePlan(dataset.name, digest, tuple(specs))
-
-
-def _in_turn(specs: list[PairSpec]) -> list[PairSpec]:
-    """One of each kind of pairs, then the second of each, so that a limit cuts all kinds alike."""
-    kinds: dict[str, list[PairSpec]] = {}
-    for spec in specs:
-        kinds.setdefault(spec.group.partition("|")[0], []).append(spec)
-    return [spec for turn in itertools.zip_longest(*kinds.values()) for spec in turn if spec is not None]
+    chosen = ordered(protocol, [CaseSpec(pair.name, pair.group) for pair in listed], limit)
+    by_name = {pair.name: pair for pair in listed}
+    groups = {pair.group for pair in listed}
+    specs = tuple(by_name[spec.case_id].located(margin) for spec in chosen)
+    if len(groups) >= FEWEST_GROUPS:
+        return CasePlan(dataset.name, digest, specs)
+    few = f"{dataset.name}: {len(listed)} pairs, {len(groups)} site(s): a demonstration, too few for intervals or ranks"
+    return CasePlan(dataset.name, digest, tuple(replace(spec, demonstration=True) for spec in specs), (few,))
 
 
 def _place(tile: str) -> tuple[int, int]:
@@ -153,6 +196,15 @@ def plan_pair_folder(protocol: Protocol, folder: Path, limit: int | None, crop_b
     data = data_name(folder, STAND_IN)
     if not inputs.is_dir() and not references.is_dir():
         return _unpaired(protocol, folder, data, limit, crop_bottom)
+    specs, files, how = folder_pairs(folder, protocol.margin, crop_bottom)
+    digest = digest_of([protocol.margin, crop_bottom, files])
+    notice = f"{folder}: {len(specs)} pairs {how}, each its own group"
+    return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
+
+
+def folder_pairs(folder: Path, margin: int, crop_bottom: str) -> tuple[list[PairSpec], list[list[str]], str]:
+    """The pairs of a folder, the SHA-256 of the two files of each, and how they were found; refusals as above."""
+    inputs, references = folder / INPUT, folder / REFERENCE
     for side in (inputs, references):
         if not side.is_dir():
             raise InputError(f"{side}: no such folder: pairs lie in {INPUT}/ and {REFERENCE}/ under equal names")
@@ -166,22 +218,19 @@ def plan_pair_folder(protocol: Protocol, folder: Path, limit: int | None, crop_b
         )
     partners = sorted(first) if by_name else list(first)
     pairs = list(zip(partners, (second[name] for name in (partners if by_name else second)), strict=True))
-    _check_sizes([(first[name], other) for name, other in pairs])
+    check_sizes((first[name], other) for name, other in pairs)
     specs = [
         PairSpec(name, name, (Tile(str(first[name].resolve()), None),), (Tile(str(other.resolve()), None),),
-                 protocol.margin, crop_bottom=crop_bottom)
+                 margin, crop_bottom=crop_bottom)
         for name, other in pairs
     ]  # fmt: skip
-    digest = digest_of(
-        [protocol.margin, crop_bottom, [[file_sha256(first[name]), file_sha256(other)] for name, other in pairs]]
-    )
-    how = "by name" if by_name else "by sorted order, as their names differ"
-    notice = f"{folder}: {len(pairs)} pairs {how}, each its own group"
-    return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
+    files = [[file_sha256(first[name]), file_sha256(other)] for name, other in pairs]
+    return specs, files, "by name" if by_name else "by sorted order, as their names differ"
 
 
 def _unpaired(protocol: Protocol, folder: Path, data: str, limit: int | None, crop_bottom: str) -> CasePlan:
     files = named_images(folder)
+    check_sizes((file,) for file in files.values())
     specs = [UnpairedSpec(name, name, str(file.resolve()), crop_bottom) for name, file in files.items()]
     digest = digest_of([crop_bottom, [[name, file_sha256(file)] for name, file in files.items()]])
     notice = (
@@ -189,20 +238,6 @@ def _unpaired(protocol: Protocol, folder: Path, data: str, limit: int | None, cr
         "only metrics that need none apply"
     )
     return CasePlan(data, digest, ordered(protocol, specs, limit), (notice,))
-
-
-def _check_sizes(pairs: Iterable[tuple[Path, Path]]) -> None:
-    """Refuse pairs of two sizes before anything is computed, with a list."""
-    unequal = []
-    for one, other in pairs:
-        sizes = [micrograph.read(path).pixels.shape for path in (one, other)]
-        if sizes[0] != sizes[1]:
-            unequal.append(
-                f"{one.name} {sizes[0][1]} x {sizes[0][0]} px, {other.name} {sizes[1][1]} x {sizes[1][0]} px"
-            )
-    if unequal:
-        more = f" and {len(unequal) - 4} more" if len(unequal) > 4 else ""
-        raise InputError(f"{len(unequal)} pairs of two sizes: {'; '.join(unequal[:4])}{more}: give images of one size")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The command line: one module a group of commands; words only, the work is done elsewhere."""
 
+import io
 import sys
 from typing import Annotated
 
@@ -13,6 +14,7 @@ from sembench.commands.doctor import doctor as doctor_command
 from sembench.commands.images import degrade, restore
 from sembench.commands.listing import list_plugins
 from sembench.commands.measure import measure as measure_command
+from sembench.commands.merge import merge as merge_command
 from sembench.commands.phantom import phantom as phantom_command
 from sembench.commands.run import run as run_command
 from sembench.commands.train import train as train_command
@@ -47,6 +49,7 @@ def options(
 
 
 app.command("run")(run_command)
+app.command("merge")(merge_command)
 app.command("compare")(compare_command)
 app.command("list")(list_plugins)
 app.command("restore")(restore)
@@ -65,6 +68,9 @@ def main() -> None:
     from sembench.errors import SembenchError
 
     debug = "--debug" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except SembenchError as error:

@@ -11,7 +11,10 @@ def adapt(
     protocol: Annotated[str, typer.Option(help="Protocol whose training images and degradation are used.")] = "s2s",
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Instead: a folder of focused images, or `phantom`.", show_default="the protocol's"),
+        typer.Option(
+            help="Instead: a folder of focused images (real_pairs: of input/ and reference/), or `phantom`.",
+            show_default="the protocol's",
+        ),
     ] = None,
     degradation: Annotated[
         Optional[str],  # noqa: UP045
@@ -21,13 +24,21 @@ def adapt(
         Optional[str],  # noqa: UP045
         typer.Option(help="quick, standard, long, or 10min.", show_default="the protocol's"),
     ] = None,
+    pairs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=0, help="How many real pairs it is fine-tuned on (real_pairs).", show_default="the protocol's"
+        ),
+    ] = None,
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="A setting of the restorer; may be given again.", metavar="KEY=VALUE"),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder for <restorer>-<degradation>.safetensors and its .json.", show_default="the cache"),
+        typer.Option(
+            help="Folder for <restorer>-<degradation>[-pairs<N>].safetensors and its .json.", show_default="the cache"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda or cuda:N.")] = "cpu",
     crop_bottom: Annotated[
@@ -45,7 +56,7 @@ def adapt(
     from sembench.execution import adaptation
 
     request = adaptation.AdaptRequest(
-        restorer, protocol, data, degradation, budget, tuple(set_ or ()), device, crop_bottom, fresh
+        restorer, protocol, data, degradation, budget, tuple(set_ or ()), device, crop_bottom, fresh, pairs
     )
     notes = Console(stderr=True, highlight=False)
     reporter = FitReporter(notes)

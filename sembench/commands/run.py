@@ -64,7 +64,24 @@ def run(
             help="How long methods may learn: quick, standard, long, or 10min.", show_default="the protocol's"
         ),
     ] = None,
+    pairs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=0, help="How many real pairs methods are fine-tuned on (real_pairs).", show_default="the protocol's"
+        ),
+    ] = None,
+    no_fit: Annotated[
+        bool, typer.Option("--no-fit", help="Leave out restorers that would have to be fitted first.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Where torch computes: cpu, cuda or cuda:N.")] = "cpu",
+    shard: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Only the i-th of n parts of the cases, in a folder of its own; see `merge`.", metavar="I/N"),
+    ] = None,
+    scheduler: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Work on the cluster of this dask scheduler instead of --workers.", metavar="ADDRESS"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be done.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -75,8 +92,10 @@ def run(
     from rich.markup import escape
 
     from sembench.errors import CasesFailed, InputError
-    from sembench.execution.run import RunRequest, command_line, execute, prepare
+    from sembench.execution.plan import Shard
+    from sembench.execution.run import RunRequest, command_line, execute, flat_records, prepare
     from sembench.report import write_derived
+    from sembench.results import with_flat_fields
 
     names = tuple(name.strip() for name in restorer.split(",") if name.strip())
     if not names:
@@ -95,8 +114,12 @@ def run(
         crop_bottom=crop_bottom,
         skip_unavailable=skip_unavailable or restorer == DEFAULT_RESTORERS,
         budget=budget,
+        pairs=pairs,
+        no_fit=no_fit,
         device=device,
         command=command_line(),
+        shard=None if shard is None else Shard.parse(shard),
+        scheduler=scheduler,
     )
     notes = Console(stderr=True, highlight=False)
     plan = prepare(request)
@@ -115,7 +138,7 @@ def run(
             markup=False,
         )
         raise typer.Exit(130) from None
-    summary = write_derived(plan, records)
+    summary = with_flat_fields(write_derived(plan, records), flat_records(plan))
     if json_:
         import json
 
@@ -232,12 +255,14 @@ def _show_plan(plan: "RunPlan", json_: bool) -> None:
 
 def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[Record]") -> None:
     from rich.console import Console
+    from rich.markup import escape
 
     from sembench.cases import PHANTOM, STAND_IN
     from sembench.results import in_stratum, strata, summarise
 
     listed = plan.protocol.metrics.table or plan.metrics
     shown = [name for name in listed if name in plan.metrics and not name.startswith(("match_", "residual_"))]
+    shown += [name for name in summary[0].metrics if name not in plan.metrics]
     console = Console()
     where = f"{plan.protocol.name} v{plan.protocol.version}"
     title = f"{where}: {_counted(records)} of {plan.cases.data}"
@@ -252,12 +277,17 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     for stratum in strata(records):
         part = {line.row.row_id: line for line in summarise(plan.rows, in_stratum(records, stratum), plan.metrics)}
         title = f"{where}, {stratum} alone: {_counted(in_stratum(records, stratum))}"
-        console.print(_summary_table(title, [part[line.row.row_id] for line in summary], shown))
+        of_cases = [name for name in shown if name in plan.metrics]
+        console.print(_summary_table(title, [part[line.row.row_id] for line in summary], of_cases))
     if hidden:
         console.print(f"for want of width without {', '.join(hidden)}: see summary.csv", style="dim", soft_wrap=True)
     reasons = {record["case"]: record["reason"] for record in records if record["status"] == "left_out"}
     for reason in reasons.values():
         console.print(f"left out: {reason}", soft_wrap=True, markup=False)
+    aligned = {record["case"]: record["alignment"] for record in records if record.get("alignment")}
+    for case, alignment in aligned.items():
+        for warning in alignment.get("warnings", ()):
+            console.print(f"[yellow]warning:[/] {escape(f'{case}: {warning}')}", soft_wrap=True)
     remarks = ["mean and half width of the 95 % interval over groups"]
     if plan.protocol.scope == "set":
         remarks = ["mean and standard deviation over the seeds of KMeans; one set of tiles, so no interval"]
@@ -265,6 +295,8 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
         remarks.append("raw psnr rewards undoing gain and offset, the matched metrics do not")
     if "lwr_unbiased_error" in plan.metrics:
         remarks.append("unbiased roughness is void after a denoiser")
+    if "invented_structure" in shown:
+        remarks.append("invented_structure: of a flat field with the cases' noise, 0 flat, 1 as the input, not ranked")
     if any(line.undefined[name] for line in summary for name in shown):
         remarks.append("✗: so many cases could not be measured and are in no mean")
     if plan.protocol.scope == "case":
@@ -273,7 +305,9 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     if plan.cases.data in (PHANTOM, STAND_IN):
         console.print("[yellow]phantom[/]: these are simulated scenes, not micrographs", soft_wrap=True)
     pictures = ", ".join(f"figures/{path.name}" for path in sorted((plan.folder / "figures").glob("*.png")))
-    console.print(f"run folder: {plan.folder}  (cases.csv, summary.csv, {pictures})", soft_wrap=True, markup=False)
+    console.print(
+        f"run folder: {plan.folder}  (report.html, cases.csv, summary.csv, {pictures})", soft_wrap=True, markup=False
+    )
 
 
 def _counted(records: "list[Record]") -> str:

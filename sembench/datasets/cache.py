@@ -127,7 +127,8 @@ def cut_alexnet(pth_path: Path, out_path: Path, *, sha256: str) -> Path:
     try:
         state = torch.load(pth_path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = "it holds more than tensors" if isinstance(error, pickle.UnpicklingError) else told
         raise UnavailableError(f"{pth_path}: no weights of torch ({reason}); remove it and fetch again") from error
     features = {key: value.contiguous() for key, value in state.items() if key.startswith(ALEXNET_PREFIX)}
     out_path.parent.mkdir(parents=True, exist_ok=True)

@@ -123,11 +123,12 @@ def load_manifest(name_or_path: str | Path) -> Dataset:
 
 
 def load_fields(name: str) -> tuple[Field, ...]:
-    """Read a shipped list of rectangles: `s2s_fields` (512 x 512) or `clustering_tiles` (224 x 224), in order.
+    """Read a shipped list of rectangles, in order.
 
+    name: `s2s_fields` (512 x 512 px), `s2s_validation_fields` (448 x 448) or `clustering_tiles` (224 x 224).
     Raises InputError for a name not known or a line that is not right.
     """
-    path = _shipped_list(name, ("s2s_fields", "clustering_tiles"))
+    path = _shipped_list(name, ("s2s_fields", "s2s_validation_fields", "clustering_tiles"))
     key = "tile_id" if name == "clustering_tiles" else "field_id"
     fields = []
     for where, line in _lines(path, (key, *FIELD_COLUMNS)):

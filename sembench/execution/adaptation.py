@@ -1,15 +1,16 @@
 """One fit by itself: a restorer, the images it learns from, and where its state goes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol as Interface
 
 from sembench.cases import PHANTOM
 from sembench.errors import InputError, UnavailableError
 from sembench.execution import fits
-from sembench.execution.plan import split_settings
+from sembench.execution.plan import check_pairs, split_settings
 from sembench.execution.run import check_device
 from sembench.execution.training import TrainingImages, folder_images, training_images
+from sembench.execution.training_pairs import TrainingPairs, training_pair_folder, training_pairs
 from sembench.optics import DEGRADATIONS
 from sembench.protocol import Protocol, load
 from sembench.registry import DATASETS, find_method, needs_of, plugins, resolve_settings, suggestion
@@ -29,6 +30,7 @@ class AdaptRequest:
     device: str = "cpu"
     crop_bottom: str = "auto"
     fresh: bool = False
+    pairs: int | None = None
 
 
 class Reporter(Interface):
@@ -42,7 +44,9 @@ def prepare(request: AdaptRequest) -> fits.FitPlan:
     check_device(request.device)
     protocol = load(request.protocol)
     budget = Budget.of(request.budget or protocol.budget)
-    images, degradation = _images(request, protocol)
+    check_pairs(protocol, request.pairs)
+    pairs, start = _pairs(request, protocol)
+    images, degradation = _images(start, protocol)
     method = find_method(request.restorer)
     if method.cls.kind != "restorer" or not method.cls.learns():
         raise InputError(f"restorer {method.name!r} does not learn: there is nothing to adapt")
@@ -50,7 +54,24 @@ def prepare(request: AdaptRequest) -> fits.FitPlan:
     needs = needs_of(method, settings)
     if needs:
         raise UnavailableError(f"restorer {method.name!r} is unavailable: {needs[0]}")
-    return fits.plan_fit(method, settings, images, degradation, budget, device=request.device)
+    plan = fits.plan_fit(method, settings, images, degradation, budget, device=request.device)
+    part = protocol.fine_tuning
+    return plan if pairs is None or part is None else fits.fine_tuned(plan, pairs, part.share, part.rate)
+
+
+def _pairs(request: AdaptRequest, protocol: Protocol) -> tuple[TrainingPairs | None, AdaptRequest]:
+    """The pairs that the fit goes on with (None for none), and the request of the fit that it goes on from.
+
+    The pairs of a user's folder go on from what the protocol's own images gave.
+    """
+    if protocol.fine_tuning is None or request.pairs == 0:
+        return None, request
+    name = request.data or protocol.data.set
+    if name not in (PHANTOM, *plugins(DATASETS)) and Path(name).is_dir():
+        own = training_pair_folder(protocol, Path(name), request.pairs, request.crop_bottom)
+        return own, replace(request, data=None)
+    number = protocol.fine_tuning.pairs if request.pairs is None else request.pairs
+    return training_pairs(protocol, name, number), request
 
 
 def _images(request: AdaptRequest, protocol: Protocol) -> tuple[TrainingImages, str]:
@@ -81,8 +102,8 @@ def fit(plan: fits.FitPlan, report: Reporter, *, fresh: bool = False) -> fits.Fi
 
 
 def export(plan: fits.FitPlan, fitted: fits.FittedState, folder: Path) -> fits.FittedState:
-    """Write a state as it ships, <restorer>-<degradation>.safetensors with its description, and the learning curve."""
-    base = folder / f"{plan.method.name}-{plan.identity['degradation']}"
+    """Write a state as it ships, <restorer>-<degradation>[-pairs<N>].safetensors, with its description."""
+    base = folder / plan.kept_as
     return fits.store(
         plan,
         fitted.path.read_bytes(),

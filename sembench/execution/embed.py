@@ -110,4 +110,10 @@ def load(path: Path, sha256: str) -> Vectors:
         raise InputError(f"{path}: cannot be read ({error.strerror}): run again to make it") from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise InputError(f"{path}: not the embeddings that were scored: remove it and run again to make it")
-    return np.load(io.BytesIO(content), allow_pickle=False)
+    try:
+        vectors = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise InputError(f"{path}: no array of numbers: remove it and run again to make it") from error
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise InputError(f"{path}: not a vector for each tile: remove it and run again to make it")
+    return vectors

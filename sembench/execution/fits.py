@@ -5,17 +5,20 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sembench.cases import PHANTOM, STAND_IN
 from sembench.datasets.cache import cache_folder
 from sembench.errors import InputError, SembenchError, UnavailableError, WriteError
-from sembench.execution.training import TrainingImages
+from sembench.execution.training import TrainingImages, training_images
+from sembench.execution.training_pairs import TrainingPairs, training_pairs
 from sembench.micrograph import write_atomically
+from sembench.protocol import Protocol
 from sembench.registry import MethodTarget
-from sembench.restorer import Budget, FitProgress, TrainingSet
+from sembench.restorer import Budget, FitProgress, Start
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,14 +33,25 @@ Listener = Callable[[FitProgress], None]
 
 @dataclass(frozen=True, eq=False)
 class FitPlan:
-    """One fit, known before anything is read: the method with its settings, and the identity of what it will learn."""
+    """One fit, known before anything is read: the method with its settings, and the identity of what it will learn.
+
+    start, rate: the fit from whose state this one goes on, and its learning rate as a share of the method's own.
+    """
 
     method: MethodTarget
     settings: Any
     identity: dict[str, Any]
-    images: TrainingImages
+    images: TrainingImages | TrainingPairs
     budget: Budget
     device: str = "cpu"
+    start: "FitPlan | None" = None
+    rate: float = 1.0
+
+    @property
+    def kept_as(self) -> str:
+        """Name of its files where they are shipped or exported, without suffix."""
+        pairs = f"-pairs{self.images.number}" if isinstance(self.images, TrainingPairs) else ""
+        return f"{self.method.name}-{self.identity['degradation']}{pairs}"
 
     @property
     def digest(self) -> str:
@@ -92,29 +106,86 @@ def plan_fit(
     return FitPlan(method, settings, identity, images, budget, device)
 
 
+def fine_tuned(start: FitPlan, pairs: TrainingPairs, share: float, rate: float) -> FitPlan:
+    """The fit that goes on from another one's state on real pairs, for a share of its budget.
+
+    Its identity holds that of the start; that the start's very state is the one it was made from is checked when it is
+    found again.
+    """
+    budget = start.budget.share(share)
+    identity = start.identity | {
+        "data": pairs.digest,
+        "budget": [budget.name, budget.steps, budget.batch],
+        "pairs": pairs.number,
+        "start": start.digest,
+        "rate": rate,
+    }
+    return replace(start, identity=identity, images=pairs, budget=budget, start=start, rate=rate)
+
+
+def plan_for(
+    method: MethodTarget,
+    settings: Any,
+    protocol: Protocol,
+    data: str,
+    budget: Budget,
+    *,
+    pairs: int | None = None,
+    device: str = "cpu",
+) -> FitPlan:
+    """The fit that a protocol asks for, for cases that come from `data`, as CasePlan.data names it.
+
+    Cases of the phantom are learnt from phantom scenes, unless the state of the protocol's own images is shipped.
+    pairs: how many real pairs it goes on with where the protocol has that, 0 for none, None for the protocol's number.
+    Raises InputError for a number of pairs that is not to be had.
+    """
+
+    def planned(source: str) -> FitPlan:
+        images = training_images(protocol, source)
+        return plan_fit(method, settings, images, protocol.training_degradation, budget, device=device)
+
+    plain = planned(data)
+    if data in (PHANTOM, STAND_IN):
+        own = planned(protocol.data.set)
+        plain = own if _find_shipped(own) else plain
+    part = protocol.fine_tuning
+    if part is None or pairs == 0:
+        return plain
+    chosen = training_pairs(protocol, data, part.pairs if pairs is None else pairs)
+    return fine_tuned(plain, chosen, part.share, part.rate)
+
+
 def find(plan: FitPlan, notices: list[str] | None = None) -> FittedState | None:
     """The finished state of this very fit, from the cache or shipped with the method; None where there is none.
 
     What is damaged or belongs to another fit is never used; a notice is added where that means fitting again.
     """
     reason = None
+    start = find(plan.start) if plan.start else None
     if (plan.folder / DESCRIPTION).is_file():
-        found = _read(plan.folder / DESCRIPTION, plan.folder / STATE, plan.digest, "cached")
+        found = _read(plan.folder / DESCRIPTION, plan.folder / STATE, plan.digest, "cached", start)
         if isinstance(found, FittedState):
             return found
         reason = found
-    for description in _shipped(plan.method.cls, plan.method.name, plan.identity["degradation"]):
-        found = _read(description, description.with_suffix(".safetensors"), plan.digest, "shipped")
-        if isinstance(found, FittedState):
-            return found
+    shipped = _find_shipped(plan, start)
+    if shipped:
+        return shipped
     if reason and notices is not None:
         notices.append(f"{plan.folder}: {reason}; {plan.method.name} is fitted again")
     return None
 
 
+def _find_shipped(plan: FitPlan, start: FittedState | None = None) -> FittedState | None:
+    for description in _shipped(plan.method.cls, plan.kept_as):
+        found = _read(description, description.with_suffix(".safetensors"), plan.digest, "shipped", start)
+        if isinstance(found, FittedState):
+            return found
+    return None
+
+
 def find_shipped(method: MethodTarget, settings: Any, degradation: str) -> FittedState | None:
     """The shipped state of a method for a training degradation, if it was made with these settings and weights."""
-    for description in _shipped(method.cls, method.name, degradation):
+    for description in _shipped(method.cls, f"{method.name}-{degradation}"):
         found = _read(description, description.with_suffix(".safetensors"), None, "shipped")
         if isinstance(found, FittedState):
             identity = json.loads(description.read_text())["identity"]
@@ -125,16 +196,18 @@ def find_shipped(method: MethodTarget, settings: Any, degradation: str) -> Fitte
     return None
 
 
-def _shipped(cls: Any, name: str, degradation: str) -> list[Path]:
+def _shipped(cls: Any, kept_as: str) -> list[Path]:
     package = cls.__module__.rpartition(".")[0]
     if not package:
         return []
-    file = resources.files(package) / "states" / f"{name}-{degradation}.json"
+    file = resources.files(package) / "states" / f"{kept_as}.json"
     return [Path(str(file))] if file.is_file() else []
 
 
-def _read(description: Path, state: Path, digest: str | None, source: str) -> FittedState | str:
-    """A state whose description and content agree, or why it cannot be used."""
+def _read(
+    description: Path, state: Path, digest: str | None, source: str, start: FittedState | None = None
+) -> FittedState | str:
+    """A state whose description and content agree, and that was made from the start's, or why it cannot be used."""
     try:
         told = json.loads(description.read_text())
         if digest is not None and told["digest"] != digest:
@@ -142,6 +215,8 @@ def _read(description: Path, state: Path, digest: str | None, source: str) -> Fi
         sha256 = hashlib.sha256(state.read_bytes()).hexdigest()
         if sha256 != told["state_sha256"]:
             return f"{state.name} is damaged"
+        if start is not None and told["report"]["start_sha256"] != start.sha256:
+            return "it was made from another state"
         return FittedState(state, sha256, source, told["report"])
     except OSError as error:
         return f"{Path(error.filename or state).name} cannot be read ({error.strerror})"
@@ -164,19 +239,18 @@ def ensure(
     found = None if fresh else find(plan, notices)
     if found:
         return found
+    start = ensure(plan.start, on_progress, notices=notices) if plan.start else None
     with _locked(plan):
         for name in (DESCRIPTION, STATE, *(("checkpoint.safetensors",) if fresh else ())):
             (plan.folder / name).unlink(missing_ok=True)
-        images = plan.images.load()
-        training = TrainingSet(
-            images["train"],
-            images["validation"],
-            plan.identity["degradation"],
-            plan.budget,
-            plan.identity["seed"],
-            plan.device,
-            plan.folder,
-            on_progress,
+        training = replace(
+            plan.images.training_set(plan.identity["degradation"]),
+            budget=plan.budget,
+            seed=plan.identity["seed"],
+            device=plan.device,
+            folder=plan.folder,
+            on_progress=on_progress,
+            start=Start(load_state(start.path, start.sha256), start.sha256, plan.rate) if start else None,
         )
         method = plan.method.cls(plan.settings)
         method.device = plan.device
@@ -192,6 +266,7 @@ def ensure(
             ) from error
         content = serialise(method.state, plan.method.name)
         report = {"seconds": round(time.monotonic() - started, 1), **(method.report or {})}
+        report |= {"start_sha256": start.sha256} if start else {}
         return store(plan, content, report, plan.folder / STATE, plan.folder / DESCRIPTION)
 
 

@@ -2,24 +2,29 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sembench.cases import CasePlan
 from sembench.errors import InputError, UnavailableError
-from sembench.execution.fits import FitPlan, plan_fit
-from sembench.execution.training import training_images
+from sembench.execution.fits import FitPlan, find, plan_for
 from sembench.metrics.clustering import SetMetricSpec
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, MethodTarget, find_method, needs_of, plugin, resolve_settings, suggestion
 from sembench.restorer import Budget
 
+SHARD_MARK = "-shard-"
+"""What stands in the name of a shard's folder between the run's own name and the number."""
+
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a restorer with resolved settings and, where it learns, a budget."""
+    """One line of the table: a restorer with resolved settings and, where it learns, a budget.
+
+    version: the method's own; source_sha256: of the file of a FILE.py restorer; weights_sha256: of pretrained weights.
+    """
 
     name: str
     target: str
@@ -27,6 +32,61 @@ class Row:
     settings: dict[str, Any]
     row_id: str
     budget: str = ""
+    version: int = 1
+    source_sha256: str | None = None
+    weights_sha256: str = ""
+
+
+def row_id(
+    name: str,
+    version: int,
+    settings: Mapping[str, Any],
+    source_sha256: str | None = None,
+    weights_sha256: str = "",
+    fit: Mapping[str, Any] | None = None,
+) -> str:
+    """<name>-<8 hex digits>: a digest of method, settings and weights and, where it learns, of its fit's identity."""
+    identity: list[Any] = [name, version, settings, source_sha256]
+    identity += [weights_sha256] if weights_sha256 else []
+    told = f"{name}-{_sha256(json.dumps(identity, sort_keys=True))[:8]}"
+    if fit is None:
+        return told
+    return f"{name}-{_sha256(f'{told}:{_sha256(json.dumps(fit, sort_keys=True))}')[:8]}"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `count` equal parts of a run's cases, counted from 1; it has a run folder of its own."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """`i/n` as a shard; InputError for anything else."""
+        index, _, count = text.partition("/")
+        if not (index.isascii() and index.isdecimal() and count.isascii() and count.isdecimal()):
+            raise InputError(f"--shard {text}: write i/n, such as 1/4")
+        if not 1 <= int(index) <= int(count):
+            raise InputError(f"--shard {text}: shards are counted from 1 to n")
+        return cls(int(index), int(count))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def part(self, cases: CasePlan) -> CasePlan:
+        """Every n-th case from the i-th on, so that groups stay mixed; InputError where there are more shards."""
+        if len(cases.specs) < self.count:
+            raise InputError(f"--shard {self}: there are {len(cases.specs)} cases: give as many shards at most")
+        return replace(cases, specs=cases.specs[self.index - 1 :: self.count])
+
+    def folder(self, whole: Path) -> Path:
+        """The shard's folder beside that of the whole run."""
+        return whole.with_name(f"{whole.name}{SHARD_MARK}{self.index}-of-{self.count}")
 
 
 def split_settings(assignments: Iterable[str], names: Sequence[str]) -> dict[str, dict[str, str]]:
@@ -76,11 +136,10 @@ def plan_rows(
             notices.append(f"{method.name} is left out: {needs[0]}")
             continue
         plain = settings.model_dump(mode="json")
-        identity = [method.name, method.cls.version, plain, method.source_sha256]
         weights = method.cls.weights_digest(settings) if method.cls.kind == "restorer" else ""
-        identity += [weights] if weights else []
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        rows.append(Row(method.name, target, method.cls.kind, plain, f"{method.name}-{digest[:8]}"))
+        version, source = method.cls.version, method.source_sha256
+        identity = row_id(method.name, version, plain, source, weights)
+        rows.append(Row(method.name, target, method.cls.kind, plain, identity, "", version, source, weights))
     if not rows:
         raise UnavailableError("no restorer of this run is available: see `sembench doctor`")
     return rows, notices
@@ -96,29 +155,51 @@ def _check_embed(methods: Iterable[MethodTarget], protocol: Protocol) -> None:
 
 
 def plan_fits(
-    rows: Iterable[Row], protocol: Protocol, data: str, budget: Budget, *, device: str = "cpu"
+    rows: Iterable[Row], protocol: Protocol, data: str, budget: Budget, *, pairs: int | None = None, device: str = "cpu"
 ) -> tuple[list[Row], dict[str, FitPlan]]:
     """The rows again, those that learn told apart by what they will learn from; and the fit of each such row.
 
-    data: what the cases come from, as CasePlan.data names it. A protocol over a set fits nothing.
+    data: what the cases come from, as CasePlan.data names it; pairs: as for plan_for. A protocol over a set fits
+    nothing.
     """
+    check_pairs(protocol, pairs)
     told, fits = [], {}
     for row in rows:
         method = find_method(row.target)
         if row.kind == "restorer" and method.cls.learns() and protocol.scope == "case":
             settings = method.cls.Settings(**row.settings)
-            images = training_images(protocol, data)
-            fit = plan_fit(method, settings, images, protocol.training_degradation, budget, device=device)
-            digest = hashlib.sha256(f"{row.row_id}:{fit.digest}".encode()).hexdigest()
-            row = replace(row, row_id=f"{row.name}-{digest[:8]}", budget=budget.name)
+            fit = plan_for(method, settings, protocol, data, budget, pairs=pairs, device=device)
+            identity = row_id(row.name, row.version, row.settings, row.source_sha256, row.weights_sha256, fit.identity)
+            row = replace(row, row_id=identity, budget=budget.name)
             fits[row.row_id] = fit
         told.append(row)
     return told, fits
 
 
+def only_fitted(rows: Iterable[Row], fits: Mapping[str, FitPlan]) -> tuple[list[Row], list[str]]:
+    """The rows whose state is there, those that do not learn among them, and the notices about rows left out."""
+    kept, notices = [], []
+    for row in rows:
+        if row.row_id in fits and find(fits[row.row_id]) is None:
+            notices.append(
+                f"{row.name} is left out: it is not fitted yet, which takes long; without --no-fit it will be"
+            )
+        else:
+            kept.append(row)
+    if not kept:
+        raise UnavailableError(f"{notices[0]}; so nothing is left to run")
+    return kept, notices
+
+
+def check_pairs(protocol: Protocol, pairs: int | None) -> None:
+    """Refuse a number of training pairs where the protocol has none."""
+    if pairs is not None and protocol.fine_tuning is None:
+        raise InputError(f"--pairs {pairs}: protocol {protocol.name!r} learns from no pairs: give real_pairs")
+
+
 def run_digest(protocol: Protocol, cases: CasePlan) -> str:
     """Identity of a run folder: the protocol and every image it uses, whatever the limit or the restorers."""
-    return hashlib.sha256(f"{protocol.digest}:{cases.digest}".encode()).hexdigest()
+    return _sha256(f"{protocol.digest}:{cases.digest}")
 
 
 def default_folder(protocol: Protocol, cases: CasePlan) -> Path:

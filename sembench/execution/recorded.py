@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field, ValidationError
+
 from sembench.errors import InputError
 from sembench.execution.plan import Row
 from sembench.execution.records import Record, key, read_records
@@ -22,31 +24,83 @@ class RecordedRun:
     torn: bool = False
 
 
+class _Row(BaseModel):
+    row: str
+    restorer: str
+    kind: str
+    settings: dict[str, Any]
+
+
+class _Protocol(BaseModel):
+    name: str
+
+
+class _Description(BaseModel):
+    """What every reader of run.json relies on."""
+
+    version: int = Field(alias="schema")
+    protocol: _Protocol
+    protocol_digest: str
+    data_digest: str
+    rows: list[_Row]
+
+
+class _Record(BaseModel):
+    """What every reader of a record relies on."""
+
+    restorer: str
+    group: str
+    metrics: dict[str, Any] = {}
+    inapplicable: list[str] = []
+    seconds: dict[str, float] = {}
+    reason: str = ""
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, and where, in one line."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}".replace("\n", " ")
+
+
+def parse_description(content: bytes, path: Path) -> tuple[dict[str, Any], tuple[Row, ...]]:
+    """What a run.json says, and its rows; InputError, one line, where it is none; path: its name in errors."""
+    try:
+        description = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not a run description ({type(error).__name__}): run again with --fresh") from error
+    schema = description.get("schema") if isinstance(description, dict) else None
+    if schema is not None and schema != RUN_SCHEMA:
+        raise InputError(f"{path}: is of schema {schema}, this version reads {RUN_SCHEMA}: use the sembench it is of")
+    try:
+        told = _Description.model_validate(description, strict=True)
+    except ValidationError as error:
+        raise InputError(f"{path}: not a run description ({_first(error)}): run again with --fresh") from error
+    rows = tuple(Row(row.restorer, "", row.kind, row.settings, row.row) for row in told.rows)
+    return description, rows
+
+
 def read_run(folder: Path) -> RecordedRun:
     """Read a run folder, also one that is still being written; InputError, one line, where it is none or is damaged."""
     path = folder / "run.json"
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{folder}: not a run folder, run.json cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not a run description ({type(error).__name__}): run again with --fresh") from error
-    try:
-        schema = description["schema"]
-        rows = tuple(Row(row["restorer"], "", row["kind"], row["settings"], row["row"]) for row in description["rows"])
-        str(description["protocol"]["name"]), str(description["protocol_digest"]), str(description["data_digest"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a run description ({error}): run again with --fresh") from error
-    if schema != RUN_SCHEMA:
-        raise InputError(f"{path}: is of schema {schema}, this version reads {RUN_SCHEMA}: use the sembench it is of")
+    description, rows = parse_description(content, path)
     records, torn = read_records(folder / "records.jsonl")
     if not records:
         raise InputError(f"{folder}: holds no record yet: run it first, or wait for its first case")
     known = {row.row_id for row in rows}
     for record in records:
-        whole = isinstance(record.get("group"), str) and isinstance(record.get("metrics", {}), dict)
-        if not whole or record["row"] not in known:
+        if record["row"] not in known:
             raise InputError(
                 f"{folder}: record of {key(record)} fits no row of run.json: remove its line and run again"
             )
+        try:
+            _Record.model_validate(record, strict=True)
+        except ValidationError as error:
+            raise InputError(
+                f"{folder}: record of {record.get('restorer')} on {record['case']} is damaged ({_first(error)}): "
+                "remove its line and run again"
+            ) from error
     return RecordedRun(folder, description, rows, tuple(records), torn)

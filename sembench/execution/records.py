@@ -96,9 +96,10 @@ def _parsed(path: Path, whole: bytes) -> dict[Key, Record]:
     for number, line in enumerate(whole.splitlines(), 1):
         try:
             record = json.loads(line)
-            record["status"]
+            if not all(isinstance(record[name], str) for name in ("row", "case", "status")):
+                raise TypeError
             by_key[key(record)] = record
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{path}: line {number} is not a record ({type(error).__name__}): "
                 "remove that line to redo its case, or start over with --fresh"

@@ -12,7 +12,7 @@ from sembench.datasets.manifest import load_train_files
 from sembench.errors import InputError
 from sembench.protocol import Protocol, digest_of
 from sembench.registry import DATASETS, plugin
-from sembench.restorer import Image
+from sembench.restorer import Image, TrainingSet
 
 PHANTOM_SCENES = {"train": ("T", 8), "validation": ("V", 2)}
 """Letter and number of the phantom scenes that methods learn from where there are no real images."""
@@ -37,6 +37,11 @@ class TrainingImages:
     def load(self) -> ImagesByRole:
         """{"train": images, "validation": images} on the grid; UnavailableError where a file cannot be had."""
         return self._load()
+
+    def training_set(self, degradation: str) -> TrainingSet:
+        """The images, read now, as patches to learn from; UnavailableError where a file cannot be had."""
+        images = self.load()
+        return TrainingSet(images["train"], images["validation"], degradation)
 
 
 def training_images(protocol: Protocol, data: str) -> TrainingImages:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,11 +20,13 @@ import numpy as np
 from sembench import micrograph
 from sembench.cases import Case, CaseLeftOut, CaseSpec, TileSetSpec
 from sembench.errors import InputError, WriteError
-from sembench.execution.embed import solve_set
+from sembench.execution.embed import load, solve_set
 from sembench.execution.fits import load_state
 from sembench.execution.plan import Row
+from sembench.execution.provenance import environment, environment_digest
 from sembench.execution.records import LEFT_OUT, Record
 from sembench.metrics import perceptual
+from sembench.metrics.clustering import Embedded, evaluate_set
 from sembench.metrics.table import MetricCase, evaluate
 from sembench.optics import generator
 from sembench.protocol import Protocol
@@ -45,6 +47,14 @@ class Job:
     run_folder: Path
     states: Mapping[str, tuple[Path, str]] = field(default_factory=dict)
     device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What one worker does in one go: rows that share a case, which is made once for all of them."""
+
+    spec: CaseSpec
+    rows: tuple[Row, ...]
 
 
 _job: Job
@@ -83,6 +93,7 @@ def _made(spec: CaseSpec) -> tuple[Case, MetricCase, str | None, str | None] | C
         margin=_job.protocol.margin if case.margin is None else case.margin,
         pixel_size_nm=case.pixel_size_nm,
         truth=case.truth,
+        flat=case.flat,
     )
     return case, scoring, _sha256(case.reference), _sha256(case.degraded)
 
@@ -152,17 +163,26 @@ def restore(row: Row, case: Case) -> Image:
     return micrograph.to_grid(restored)
 
 
-def solve(row: Row, spec: CaseSpec) -> Record:
-    """One record: the restored image stored and scored, or the reason why not."""
-    record: Record = {
+@lru_cache(maxsize=1)
+def _environment() -> str:
+    """Digest of this process's own environment, which need not be that of the process that started the run."""
+    return environment_digest(environment())
+
+
+def _about(row: Row, spec: CaseSpec) -> Record:
+    return {
         "schema": 1,
         "row": row.row_id,
         "restorer": row.name,
         "kind": row.kind,
         "case": spec.case_id,
         "group": spec.group,
-        "status": "ok",
     }
+
+
+def solve(row: Row, spec: CaseSpec) -> Record:
+    """One record: the restored image stored and scored, or the reason why not."""
+    record: Record = {**_about(row, spec), "status": "ok", "device": _job.device, "environment": _environment()}
     if row.row_id in _job.states:
         record["state_sha256"] = _job.states[row.row_id][1]
     if isinstance(spec, TileSetSpec):
@@ -223,6 +243,36 @@ def _solve_set(row: Row, spec: TileSetSpec) -> Record:
         return {"status": STORE_FAILED, "reason": str(error)}
     except BaseException as error:
         return failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def rescore(spec: CaseSpec, stored: Path, sha256: str) -> Record:
+    """A stored restored image, or stored embeddings, scored anew: metrics and digests of the case, or why not."""
+    digests: Sequence[str | None]
+    try:
+        if isinstance(spec, TileSetSpec):
+            tiles = spec.images(_job.protocol)
+            digests = None, hashlib.sha256(b"".join(image.tobytes() for _, image in tiles)).hexdigest()
+            scores = evaluate_set(_metrics(_job.metrics), Embedded(load(stored, sha256), spec.groups))
+        else:
+            _, scoring, *digests = _case(spec)
+            scores = evaluate(_metrics(_job.metrics), micrograph.read_grid_png(stored), scoring)
+    except CaseLeftOut as reason:
+        return {"status": LEFT_OUT, "reason": str(reason)}
+    except BaseException as error:
+        return failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+    return {
+        "status": "ok",
+        "metrics": scores.values,
+        "undefined": scores.reasons,
+        "inapplicable": list(scores.inapplicable),
+        "reference_sha256": digests[0],
+        "input_sha256": digests[1],
+    }
+
+
+def lost(row: Row, spec: CaseSpec, reason: str) -> Record:
+    """The record of a case whose worker could not tell."""
+    return _about(row, spec) | failure(reason)
 
 
 def failure(reason: str, trace: str = "") -> Record:

@@ -34,6 +34,11 @@ def use_weights(files: Mapping[str, Path | str]) -> None:
     _weights.update({name: Path(path) for name, path in files.items()})
 
 
+def weights_in_use() -> dict[str, Path]:
+    """What `use_weights` was told so far, to be told to another process."""
+    return dict(_weights)
+
+
 def load_lpips(alexnet: Path | str) -> Any:
     """The lpips package's network (AlexNet, version 0.1), float32, without a download; it may be kept.
 

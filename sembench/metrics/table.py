@@ -29,7 +29,8 @@ class MetricCase:
 
     degraded: the input, float32 (H, W), gray levels 0..255; reference: of equal shape, or None; degradation: what made
     the input from the reference, or None where nobody knows; margin: px at each border that are not scored;
-    pixel_size_nm: (x, y); truth: true edges of the lines; both None where nobody knows.
+    pixel_size_nm: (x, y); truth: true edges of the lines; both None where nobody knows. flat: whether the scene has no
+    features.
     Raises InputError where shapes differ or the margin leaves nothing.
     """
 
@@ -39,6 +40,7 @@ class MetricCase:
     margin: int = 0
     pixel_size_nm: tuple[float, float] | None = None
     truth: LineTruth | None = None
+    flat: bool = False
     _kept: dict[Hashable, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -104,7 +106,8 @@ class MetricSpec:
     """One metric: its name and unit, which direction is better, what it needs, and the function that computes it.
 
     function: takes a Scored, returns a float, raises UndefinedError with the reason where there is no value.
-    needs_reference, needs_degradation, needs_truth, needs_pixel_size: what a case must bring for the metric to apply.
+    needs_reference, needs_degradation, needs_truth, needs_pixel_size, needs_flat: what a case must bring for the metric
+    to apply.
     version: raised by hand whenever values change. tolerance: largest difference that `verify` accepts on another
     machine. needs: reasons, each with its mend, why the metric cannot run here (empty: it can).
     smallest_side: shortest side of the scored part (px).
@@ -123,6 +126,7 @@ class MetricSpec:
     smallest_side: int = 1
     needs_truth: bool = False
     needs_pixel_size: bool = False
+    needs_flat: bool = False
 
     def missing(self, scored: Scored) -> str | None:
         """Why this metric has no value for the case, whatever the pixels; None where it has one."""
@@ -134,6 +138,8 @@ class MetricSpec:
             return "needs the true edges and this case has none"
         if self.needs_pixel_size and scored.case.pixel_size_nm is None:
             return "needs a pixel size and this case has none"
+        if self.needs_flat and not scored.case.flat:
+            return "needs a flat field and this case is none"
         scored_part = scored.case.inner(scored.restored)
         if min(scored_part.shape) < self.smallest_side:
             return f"needs {self.smallest_side} px a side at least, not {_size(scored_part)} px"

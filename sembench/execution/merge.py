@@ -1,0 +1,259 @@
+"""Shards, or runs of other restorers, joined into one run folder: every record once, every image beside it."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sembench.errors import InputError, WriteError
+from sembench.execution.folder import locked, read_description, write_description
+from sembench.execution.plan import SHARD_MARK, Row
+from sembench.execution.provenance import versions
+from sembench.execution.recorded import RecordedRun, read_run
+from sembench.execution.records import Key, Record, key
+from sembench.micrograph import write_atomically
+from sembench.protocol import Protocol
+
+TIMINGS = ("seconds", "peak_memory_mb", "traceback", "environment", "device")
+"""What two records of one result may differ in: how long it took, and where."""
+OWN = ("shard", "environment", "git", "command", "started")
+"""What each merged run keeps of its own description."""
+
+
+class _Fit(BaseModel):
+    state_sha256: str | None = None
+
+
+class _Row(BaseModel):
+    fit: _Fit = _Fit()
+
+
+class _Description(BaseModel):
+    """What a merge reads of run.json beside what `read_run` has checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+    digest: str
+    protocol: Protocol
+    protocol_digest: str
+    data_digest: str
+    metrics: list[str] = Field(min_length=1)
+    rows: list[_Row]
+    started: str = ""
+    cases: list[str] = []
+    limit: int | None = None
+    notices: list[str] = []
+    environments: dict[str, dict[str, Any]] = {}
+    shard: str | None = Field(None, pattern=r"^[0-9]{1,5}/[1-9][0-9]{0,4}$")
+    shards: "list[_Shard]" = []
+
+
+class _Shard(BaseModel):
+    shard: str | None = Field(None, pattern=r"^[0-9]{1,5}/[1-9][0-9]{0,4}$")
+    environment: dict[str, Any] | None = None
+    started: str
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What came of a merge. missing: (row, case) of the runs' cases without a record; shards: those not given, i/n."""
+
+    folder: Path
+    protocol: Protocol
+    rows: tuple[Row, ...]
+    metrics: tuple[str, ...]
+    records: tuple[Record, ...]
+    missing: tuple[Key, ...]
+    shards: tuple[str, ...]
+
+
+def merged_folder(folders: Sequence[Path]) -> Path:
+    """The folder of the run whose shards these are; InputError where their names do not tell it."""
+    wholes = set()
+    for folder in folders:
+        name, mark, _ = folder.resolve().name.rpartition(SHARD_MARK)
+        if not (name and mark):
+            raise InputError(f"{folder}: not named as a shard: give --out FOLDER")
+        wholes.add(folder.parent / name)
+    if len(wholes) > 1:
+        raise InputError(f"{folders[0]} and others are not the shards of one run by their names: give --out FOLDER")
+    return wholes.pop()
+
+
+def merge(folders: Sequence[Path], out: Path) -> Merged:
+    """Join run folders into `out`, which may hold such a run already; the folders themselves stay as they are.
+
+    A case that failed in one and was solved in another counts as solved. The same folders again change nothing.
+    Raises InputError where the folders are not of one protocol, version and data, were scored by other metrics or
+    fitted apart, tell different results of one case, or lack an image; WriteError where `out` cannot be written.
+    """
+    sources = [folder for folder in dict.fromkeys(map(Path.resolve, folders)) if folder != out.resolve()]
+    runs = [read_run(folder) for folder in sources]
+    if not runs:
+        raise InputError("merge: give the folders of the shards")
+    _check_alike(runs)
+    with locked(out):
+        before = read_description(out, runs[0].description["digest"])
+        if before and (out / "records.jsonl").is_file():
+            runs.insert(0, read_run(out))
+            _check_alike(runs)
+        records = _joined(runs)
+        description = _described(runs)
+        for record, run in records.values():
+            if run.folder != out:
+                _fetch(record, run.folder, out)
+        ordered = [records[name][0] for name in sorted(records)]
+        write_description(out, description)
+        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered)
+        write_atomically(out / "records.jsonl", lines.encode())
+    rows = tuple(Row(row["restorer"], "", row["kind"], row["settings"], row["row"]) for row in description["rows"])
+    wanted = [(row.row_id, case) for row in rows for case in description["cases"]]
+    return Merged(
+        out,
+        Protocol(**description["protocol"]),
+        rows,
+        tuple(description["metrics"]),
+        tuple(ordered),
+        tuple(name for name in wanted if name not in records),
+        tuple(_absent(description["shards"])),
+    )
+
+
+def _check_alike(runs: Iterable[RecordedRun]) -> None:
+    for run in runs:
+        try:
+            _Description(**run.description)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise InputError(
+                f"{run.folder / 'run.json'}: not a run description, {where}: {error.errors()[0]['msg']}: run it again"
+            ) from error
+    first, *others = runs
+    for run in others:
+        for name, what in (
+            ("digest", "another protocol, version or data"),
+            ("protocol_digest", "another protocol or version"),
+            ("data_digest", "other data"),
+            ("metrics", "other metrics: equal extras and weights make them equal"),
+        ):
+            one, other = first.description.get(name), run.description.get(name)
+            if one != other:
+                one, other = (str(value)[:8] if name != "metrics" else value for value in (one, other))
+                raise InputError(f"{run.folder}: {name} {other}, while {first.folder} has {one} ({what}): not merged")
+
+
+def _joined(runs: Iterable[RecordedRun]) -> dict[Key, tuple[Record, RecordedRun]]:
+    joined: dict[Key, tuple[Record, RecordedRun]] = {}
+    for run in runs:
+        for record in run.records:
+            name = key(record)
+            for metric, value in record.get("metrics", {}).items():
+                if value is not None and type(value) not in (int, float):
+                    raise InputError(f"{run.folder}: {metric} of {name[0]} on {name[1]} is {value!r}: run it again")
+            if name not in joined or (joined[name][0]["status"] == "failed" and record["status"] != "failed"):
+                joined[name] = record, run
+            elif record["status"] != "failed" and _result(record) != _result(joined[name][0]):
+                raise InputError(
+                    f"{run.folder}: another result of {name[0]} on {name[1]} than in {joined[name][1].folder}: "
+                    "leave out one of the two"
+                )
+    return joined
+
+
+def _result(record: Record) -> Record:
+    return {name: value for name, value in record.items() if name not in TIMINGS}
+
+
+def _described(runs: Sequence[RecordedRun]) -> dict[str, Any]:
+    """run.json of the whole: rows, cases and notices of all, and of each shard how it was made."""
+    descriptions = [run.description for run in runs]
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for row in run.description["rows"]:
+            known = rows.setdefault(row["row"], row)
+            states = {told["state_sha256"] for told in (known.get("fit", {}), row.get("fit", {})) if _fitted(told)}
+            if len(states) > 1:
+                raise InputError(
+                    f"{run.folder}: {row['row']} was fitted apart from the other runs, so that its numbers are another "
+                    "method's: fit it once, in a cache that all shards see, and run this one again with --fresh"
+                )
+            if states and not _fitted(known.get("fit", {})):
+                rows[row["row"]] = row
+    own = {}
+    for told in descriptions:
+        for shard in told.get("shards") or [{name: told.get(name) for name in OWN}]:
+            own[json.dumps(shard, sort_keys=True)] = shard
+    shards = [own[name] for name in sorted(own)]
+    notices = list(dict.fromkeys(notice for told in descriptions for notice in told.get("notices", ())))
+    if len({json.dumps(_versions(shard), sort_keys=True) for shard in shards}) > 1:
+        notices = [*dict.fromkeys((*notices, "its shards ran under other versions of libraries, see `shards`"))]
+    limits = [told.get("limit") for told in descriptions]
+    whole = {
+        **descriptions[0],
+        "rows": [rows[name] for name in sorted(rows)],
+        "cases": sorted({case for told in descriptions for case in told.get("cases", ())}),
+        "limit": None if None in limits else max(limit for limit in limits if limit is not None),
+        "notices": notices,
+        "environments": {name: told for run in descriptions for name, told in run.get("environments", {}).items()},
+        "shards": shards,
+        "started": min(str(shard["started"]) for shard in shards),
+    }
+    whole.pop("shard", None)
+    return whole
+
+
+def _fitted(told: dict[str, Any]) -> bool:
+    return bool(told.get("state_sha256"))
+
+
+def _versions(shard: dict[str, Any]) -> dict[str, Any]:
+    environment = shard.get("environment") or {}
+    return {name: environment.get(name) for name in versions()}
+
+
+def _absent(shards: Sequence[dict[str, Any]]) -> list[str]:
+    """The shards that n says there are and nobody gave."""
+    given = {shard["shard"] for shard in shards if shard.get("shard")}
+    counts = {str(shard).partition("/")[2] for shard in given}
+    return [f"{i}/{n}" for n in sorted(counts) for i in range(1, int(n) + 1) if f"{i}/{n}" not in given]
+
+
+def _fetch(record: Record, source: Path, out: Path) -> None:
+    """Bring the file of a record into `out`, as a link where the disk allows; it must be the one that was scored."""
+    for name in ("image", "embeddings"):
+        if name not in record:
+            continue
+        sha256 = record.get(f"{name}_sha256")
+        path = PurePosixPath(str(record[name]))
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise InputError(f"{source}: record of {key(record)} names {path}, outside of its folder: not merged")
+        target = out / path
+        if sha256 and _sha256(target) == sha256:
+            continue
+        if not sha256 or _sha256(source / path) != sha256:
+            raise InputError(f"{source / path}: missing, or not the file that was scored: run that shard again")
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(source / path, partial)
+            except OSError:
+                shutil.copyfile(source / path, partial)
+            partial.replace(target)
+            partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(f"{target}: cannot be written ({error.strerror}): make room and merge again") from error
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

@@ -1,0 +1,378 @@
+"""What a run shows in pictures: PNG files beside its records, and the same cut small enough for a page."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sembench import figures
+from sembench.cases import Case, TileSetSpec
+from sembench.execution.embed import load
+from sembench.execution.records import Record
+from sembench.execution.run import RunPlan
+from sembench.micrograph import read_grid_png
+from sembench.pages.document import png_uri
+from sembench.pages.numbers import fixed
+from sembench.registry import METRICS, plugin
+from sembench.results import SummaryRow
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from sembench.metrology.lines import LineMeasurement
+    from sembench.restorer import Image
+
+EXAMPLES = 4
+"""Tiles shown of a cluster."""
+_PAGE_SIDE = 360
+"""Longest side (px) of a whole image on the page."""
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One image of the first case: a line below its name; the whole and a magnified part, as addresses that hold them.
+
+    size: width and height of the image (px); frame: column, row and side of the part; file: the stored image, relative
+    to the run folder; empty where there is none.
+    """
+
+    name: str
+    caption: str
+    whole: str
+    part: str
+    size: tuple[int, int]
+    frame: tuple[int, int, int]
+    file: str = ""
+
+
+@dataclass(frozen=True)
+class EdgeShot:
+    """A window of one image with the edges found in it: kind (left, right, lost) and SVG path of each piece.
+
+    side: of the window (px); refusal: why nothing was measured, else empty.
+    """
+
+    name: str
+    caption: str
+    window: str
+    side: int
+    paths: tuple[tuple[str, str], ...] = ()
+    refusal: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that stands in a file of the run folder: its path there, what it is, and what it shows."""
+
+    file: str
+    title: str
+    told: str
+
+
+@dataclass
+class Pictures:
+    """Everything that is shown of a run.
+
+    case: the one whose images are shown; part: which part of it is magnified; levels: the image whose gray range is
+    shown in all.
+    """
+
+    case: str = ""
+    part: str = ""
+    levels: str = "reference"
+    shots: list[Shot] = field(default_factory=list)
+    edges: list[EdgeShot] = field(default_factory=list)
+    drawings: list[Drawing] = field(default_factory=list)
+
+
+def draw(plan: RunPlan, summary: Sequence[SummaryRow], records: Sequence[Record], name: str) -> Pictures:
+    """Draw all figures of a run into its folder; name: of the primary metric."""
+    shown = Pictures()
+    if plan.protocol.scope == "set":
+        shown.drawings += _clusters(plan, records, name)
+        return shown
+    _intervals(plan, summary, name)
+    _first_case(plan, summary, records, name, shown)
+    if "cd_bias" in plan.metrics:
+        shown.drawings += _bias(plan, summary, records)
+    return shown
+
+
+def _label(name: str) -> str:
+    metric = plugin(METRICS, name).load()
+    return f"{metric.title} ({metric.unit})" if metric.unit else str(metric.title)
+
+
+def _where(plan: RunPlan) -> str:
+    return f"{plan.protocol.name} on {plan.cases.data}"
+
+
+def _intervals(plan: RunPlan, summary: Sequence[SummaryRow], name: str) -> None:
+    rows, controls = [], {}
+    for line in summary:
+        interval = line.metrics[name]
+        if interval is None:
+            continue
+        if line.row.kind == "control":
+            if line.row.name != "oracle":
+                controls[line.row.name] = interval.mean
+        else:
+            rows.append((line.row.name, interval.mean, interval.low, interval.high))
+    if rows:
+        path = plan.folder / "figures" / f"{name}.png"
+        figures.intervals(path, f"{_where(plan)}: mean and 95 % interval", _label(name), rows, controls)
+
+
+def _first_case(
+    plan: RunPlan, summary: Sequence[SummaryRow], records: Sequence[Record], name: str, shown: Pictures
+) -> None:
+    """Input, restored images and reference of the first case, and how lines were measured on them."""
+    spec = plan.cases.specs[0]
+    solved = {r["row"]: r for r in records if r["case"] == spec.case_id and r["status"] == "ok"}
+    if not solved:
+        return
+    case = spec.make(plan.protocol)
+    unit = plugin(METRICS, name).load().unit
+    images, captions, stored = {"input": case.degraded}, {}, {}
+    for line in summary:
+        record = solved.get(line.row.row_id)
+        if record is None:
+            continue
+        images[line.row.name] = read_grid_png(plan.folder / record["image"])
+        stored[line.row.name] = record["image"]
+        value = record["metrics"].get(name)
+        captions[line.row.name] = "" if value is None else f"{value:.2f} {unit}".rstrip()
+    if case.reference is not None:
+        images["reference"] = case.reference
+    base = case.degraded if case.reference is None else case.reference
+    title = f"{_where(plan)}, case {spec.case_id}"
+    path = plan.folder / "figures" / "panel.png"
+    figures.panel(path, f"{title}; under each name: {_label(name)}", images, captions, base)
+    shown.case = spec.case_id
+    shown.levels = "input" if case.reference is None else "reference"
+    if case.reference is not None:
+        images.pop("oracle", None)
+        images = {"input": images["input"], "reference": images["reference"], **images}
+    _shots(images, captions, stored, base, shown)
+    if "cd_bias" in plan.metrics:
+        _lines(plan.folder / "figures", title, images, base, case, shown)
+
+
+def _shots(
+    images: "Mapping[str, Image]",
+    captions: Mapping[str, str],
+    stored: Mapping[str, str],
+    base: "Image",
+    shown: Pictures,
+) -> None:
+    levels = _levels(base)
+    side = max(16, min(base.shape) // 5)
+    top, left = figures.zoom_window(base, side)
+    height, width = base.shape
+    shown.part = f"{side} x {side} px at column {left}, row {top}"
+    shown.shots = [
+        Shot(
+            name,
+            captions.get(name, ""),
+            _uri(_reduced(image), levels),
+            _uri(image[top : top + side, left : left + side], levels),
+            (width, height),
+            (left, top, side),
+            stored.get(name, ""),
+        )
+        for name, image in images.items()
+    ]
+
+
+def _levels(image: "Image") -> tuple[float, float]:
+    """Gray levels that are shown as black and white."""
+    low, high = np.percentile(image, (0.3, 99.7))
+    return float(low), max(float(high), float(low) + 1e-6)
+
+
+def _reduced(image: "Image") -> "Image":
+    """The image, in a size for the page: each pixel the mean of the field that it stands for."""
+    from PIL import Image as Pillow
+
+    height, width = image.shape
+    factor = max(height, width) / _PAGE_SIDE
+    if factor <= 1:
+        return image
+    size = (max(1, round(width / factor)), max(1, round(height / factor)))
+    return np.asarray(Pillow.fromarray(image).resize(size, Pillow.Resampling.BOX), np.float32)
+
+
+def _uri(image: "Image", levels: tuple[float, float]) -> str:
+    """An address that holds the image in 8 bits, gray levels stretched as told."""
+    from io import BytesIO
+
+    from PIL import Image as Pillow
+
+    low, high = levels
+    stretched = np.clip((image - low) / (high - low), 0, 1) * 255
+    content = BytesIO()
+    Pillow.fromarray(np.rint(stretched).astype(np.uint8)).save(content, "PNG", optimize=True)
+    return png_uri(content.getvalue())
+
+
+def _lines(folder: Path, title: str, images: "Mapping[str, Image]", base: "Image", case: Case, shown: Pictures) -> None:
+    """Edges found in each image side by side, and their spectra over each other."""
+    from sembench.metrology.lines import measure_lines
+    from sembench.metrology.refusal import MeasurementRefused
+
+    size = case.pixel_size_nm
+    found: dict[str, LineMeasurement] = {}
+    measurements: dict[str, LineMeasurement | str] = {}
+    for name, image in images.items():
+        try:
+            measurements[name] = found[name] = measure_lines(image)
+        except MeasurementRefused as refusal:
+            measurements[name] = str(refusal)
+    figures.overlays_side_by_side(folder / "lines.png", title, images, measurements, base, size)
+    pitch = next((measurement.pitch for measurement in found.values()), None)
+    shown.edges = [_edge_shot(name, image, measurements[name], pitch, base, size) for name, image in images.items()]
+    if "reference" in found:
+        spectra = {name: measurement.width_spectrum for name, measurement in found.items()}
+        vertical = found["reference"].orientation == "vertical"
+        scale = (1.0, 1.0, "px") if size is None else (*(size if vertical else size[::-1]), "nm")
+        models = {name: found[name].width_model for name in ("input", "reference") if name in found}
+        figures.psd_comparison(
+            folder / "psd.png",
+            f"{title}: PSD of line widths; dashed: fitted model, dotted: noise floor",
+            spectra,
+            "reference",
+            scale,
+            {name: model for name, model in models.items() if model is not None},
+        )
+        told = (
+            "Power spectral density of the line widths in each image, the reference in black. Dashed: the model fitted "
+            "to input and reference, dotted: its noise floor."
+        )
+        shown.drawings.append(Drawing("figures/psd.png", "Spectra of the line widths", told))
+
+
+def _edge_shot(
+    name: str,
+    image: "Image",
+    measurement: "LineMeasurement | str",
+    pitch: float | None,
+    base: "Image",
+    size: tuple[float, float] | None,
+) -> EdgeShot:
+    height, width = base.shape
+    side = min(height, width, 96 if pitch is None else int(max(64, min(128, 4 * pitch))))
+    left, top = (width - side) // 2, (height - side) // 2
+    window = _uri(image[top : top + side, left : left + side], _levels(base))
+    if isinstance(measurement, str):
+        return EdgeShot(name, "not measured", window, side, refusal=measurement)
+    vertical = measurement.orientation == "vertical"
+    scale, unit = (1.0, "px") if size is None else (size[0] if vertical else size[1], "nm")
+    caption = f"CD {fixed(measurement.cd_mean * scale, 2)} {unit}, LWR {fixed(measurement.lwr * scale, 2)} {unit}"
+    return EdgeShot(name, caption, window, side, tuple(_edge_paths(measurement, left, top, side)))
+
+
+def _edge_paths(measurement: "LineMeasurement", left: int, top: int, side: int) -> list[tuple[str, str]]:
+    """The edges inside a window, as SVG paths in its px; lost stretches apart."""
+    first, offset = (top, left) if measurement.orientation == "vertical" else (left, top)
+    rows = np.flatnonzero((measurement.edge_rows >= first) & (measurement.edge_rows < first + side))
+    paths = []
+    for edge in range(measurement.edges):
+        across = measurement.edge_positions[rows, edge] - offset + 0.5
+        if not ((across > 0) & (across < side)).any():
+            continue
+        along = measurement.edge_rows[rows] - first + 0.5
+        lost = measurement.lost[rows, edge]
+        beside = lost | np.r_[lost[1:], False] | np.r_[False, lost[:-1]]
+        for kind, kept in (("right" if edge % 2 else "left", ~lost), ("lost", beside)):
+            path = _path(across, along, kept, measurement.orientation == "vertical")
+            if path:
+                paths.append((kind, path))
+    return paths
+
+
+def _path(across: "NDArray[np.float64]", along: "NDArray[np.float64]", kept: "NDArray[np.bool_]", upright: bool) -> str:
+    """The kept stretches of a curve as one SVG path."""
+    pieces, drawing = [], False
+    for a, b, keep in zip(across, along, kept, strict=True):
+        if keep and math.isfinite(a):
+            x, y = (a, b) if upright else (b, a)
+            pieces.append(f"{'L' if drawing else 'M'}{x:.2f} {y:.2f}")
+            drawing = True
+        else:
+            drawing = False
+    return "".join(pieces)
+
+
+def _clusters(plan: RunPlan, records: Sequence[Record], name: str) -> list[Drawing]:
+    """Each restorer's embeddings laid out in a plane, coloured by cluster, with example tiles."""
+    from sembench.metrics import clustering
+
+    specs = {spec.case_id: spec for spec in plan.cases.specs if isinstance(spec, TileSetSpec)}
+    drawn = []
+    for record in records:
+        if record["status"] != "ok":
+            continue
+        spec = specs[record["case"]]
+        vectors = clustering.normalised(load(plan.folder / record["embeddings"], record["embeddings_sha256"]))
+        labels = clustering.clusters(vectors, seed=0)
+        chosen = {number: _examples(vectors, labels == number, spec.groups) for number in range(clustering.CLUSTERS)}
+        pixels = dict(spec.only([index for indices in chosen.values() for index in indices]).images(plan.protocol))
+        shown = [
+            figures.ClusterExamples(
+                number, _told(spec.groups, labels == number), [pixels[spec.tiles[index].case_id] for index in indices]
+            )
+            for number, indices in chosen.items()
+        ]
+        title = f"{_where(plan)}, {record['restorer']}: {name} {record['metrics'][name]:.3f}"
+        note = "t-SNE of the cosine distances: what lies near is alike, how far apart means little; KMeans, first seed"
+        file = f"figures/clusters-{record['row']}.png"
+        figures.cluster_map(plan.folder / file, title, note, clustering.projected(vectors), labels, shown)
+        told = "Embeddings in a plane, coloured by cluster; beside them the tiles nearest to each cluster's middle."
+        drawn.append(Drawing(file, f"Clusters of {record['restorer']}", told))
+    return drawn
+
+
+def _examples(vectors: "NDArray[np.float64]", own: "NDArray[np.bool_]", groups: Sequence[str]) -> list[int]:
+    """The tiles nearest to a cluster's middle, as far as there are of different groups."""
+    inside = np.flatnonzero(own)
+    nearest = inside[np.argsort(-vectors[inside] @ vectors[inside].mean(axis=0), kind="stable")]
+    seen = [groups[index] for index in nearest]
+    first = [index for place, index in enumerate(nearest) if groups[index] not in seen[:place]]
+    rest = [index for index in nearest if index not in first]
+    return sorted(int(index) for index in (first + rest)[:EXAMPLES])
+
+
+def _told(groups: Sequence[str], own: "NDArray[np.bool_]") -> str:
+    """How many tiles of how many groups a cluster has, and its largest group."""
+    counts = Counter(group for group, inside in zip(groups, own, strict=True) if inside)
+    group, most = counts.most_common(1)[0]
+    return f"{own.sum()} tiles, {len(counts)} groups, {most / own.sum():.0%} {group}"
+
+
+def _bias(plan: RunPlan, summary: Sequence[SummaryRow], records: Sequence[Record]) -> list[Drawing]:
+    series = {}
+    for line in summary:
+        if line.row.name == "oracle":
+            continue
+        values = [r["metrics"] for r in records if r["row"] == line.row.row_id and r["status"] == "ok"]
+        pairs = {}
+        for what, name in (("CD (px)", "cd"), ("LWR (px)", "lwr")):
+            found = [(v.get(f"{name}_measured"), v.get(f"{name}_bias")) for v in values]
+            both = [(restored, bias) for restored, bias in found if restored is not None and bias is not None]
+            pairs[what] = ([restored - bias for restored, bias in both], [restored for restored, _ in both])
+        if all(restored for _, restored in pairs.values()):
+            series[line.row.name] = pairs
+    if not series:
+        return []
+    path = plan.folder / "figures" / "bias.png"
+    figures.bias_panels(path, f"{_where(plan)}: difference to the reference", series)
+    told = (
+        "CD and LWR of the restored images less those of the reference, against the reference's, a point a case. "
+        "Solid: the mean, dashed: limits of agreement, within which 95 % of cases are expected; triangles: beyond "
+        "the scale."
+    )
+    return [Drawing("figures/bias.png", "Bias of CD and LWR", told)]
