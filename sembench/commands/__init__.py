@@ -16,8 +16,11 @@ from sembench.commands.listing import list_plugins
 from sembench.commands.measure import measure as measure_command
 from sembench.commands.merge import merge as merge_command
 from sembench.commands.phantom import phantom as phantom_command
+from sembench.commands.publish import publish as publish_command
+from sembench.commands.render import render as render_command
 from sembench.commands.run import run as run_command
 from sembench.commands.train import train as train_command
+from sembench.commands.verify import verify as verify_command
 
 app = typer.Typer(
     name="sembench",
@@ -51,6 +54,9 @@ def options(
 app.command("run")(run_command)
 app.command("merge")(merge_command)
 app.command("compare")(compare_command)
+app.command("publish")(publish_command)
+app.command("verify")(verify_command)
+app.command("render")(render_command)
 app.command("list")(list_plugins)
 app.command("restore")(restore)
 app.command("degrade")(degrade)

@@ -1,0 +1,212 @@
+"""The leaderboard's page and its tables for a README, made from tables and bundles as they are published."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from sembench.commands import app
+from sembench.errors import InputError
+from sembench.execution.plan import Row
+from sembench.execution.recorded import RecordedRun
+from sembench.leaderboard.bundle import bundle_files, digest, read_bundle, write_bundle
+from sembench.leaderboard.ranking import ranked, row_of
+from sembench.leaderboard.render import markdown, read_tabs, update_readme, write_page
+from sembench.leaderboard.rows import as_csv, table_name
+from sembench.protocol import load
+
+HOSTILE = "<script>alert(1)</script>"
+SCORES = {"input": 20.0, "learned": 25.0, "alike": 25.01, HOSTILE: 22.0, "oracle": 100.0}
+
+
+def publish_made_up(folder: Path, name: str, scores: dict[str, float] = SCORES) -> None:
+    """A table and its bundles as a publisher writes them, of made-up scores on 12 cases in 12 groups."""
+    protocol = load(name)
+    metrics = ["psnr_matched", "ssim_matched"]
+    rng = np.random.default_rng(4)
+    shifts = rng.normal(0, 1.5, 12)
+    published, runs = [], {}
+    for number, (restorer, score) in enumerate(scores.items()):
+        row_id = f"{'hostile' if '<' in restorer else restorer}-{number:08x}"
+        row = Row(restorer, "", "control" if restorer == "oracle" else "restorer", {"width": 3}, row_id)
+        records = []
+        for case, shift in enumerate(shifts):
+            own: dict[str, Any] = {"row": row_id, "restorer": restorer, "kind": row.kind, "case": f"c{case:02d}"}
+            own |= {"group": f"g{case}", "device": "cuda" if restorer == "learned" else "cpu", "environment": "e" * 16}
+            if restorer == HOSTILE and case == 4:
+                records.append(own | {"status": "failed", "reason": "ValueError: <b>too dark</b>"})
+                continue
+            values = {
+                "psnr_matched": score + shift + rng.normal(0, 0.02),
+                "ssim_matched": score / 40 + rng.normal(0, 0.01),
+            }
+            stored = {"image": f"restored/{row_id}/c{case:02d}.png", "image_sha256": "0" * 64}
+            told = {"metrics": values, "undefined": {}, "inapplicable": [], "input_sha256": "1" * 64}
+            records.append(
+                own | stored | told | {"status": "ok", "seconds": {"restore": 0.5}, "reference_sha256": None}
+            )
+        described: dict[str, Any] = {"row": row_id, "restorer": restorer, "kind": row.kind, "settings": row.settings}
+        described |= {"version": 1, "summary": "One line.", "licence": "Apache-2.0", "citation": "Nobody 2026"}
+        if restorer == "learned":
+            report = {"steps": 4000, "parameters": 123456, "seconds": 900.0, "device": "cuda"}
+            described |= {"budget": "standard"}
+            fit = {"identity": {"budget": ["standard", 4000]}, "state_sha256": "2" * 64, "source": "shipped"}
+            described |= {"fit": fit | {"report": report}}
+        description = {
+            **{"schema": 1, "protocol": protocol.model_dump(mode="json"), "protocol_digest": protocol.digest},
+            **{"data": "semcorpus", "data_digest": "3" * 64, "metrics": metrics, "rows": [described], "git": None},
+            **{"started": "2026-01-01T00:00:00Z", "environments": {"e" * 16: {"sembench": "0", "python": "3.11"}}},
+        }
+        files = bundle_files(RecordedRun(folder, description, (row,), tuple(records)), row)
+        run = read_bundle(write_bundle(folder, files))
+        published.append(row_of(run, digest(files)))
+        runs[published[-1].bundle] = run
+    table = folder / table_name(name, protocol.version)
+    table.write_bytes(as_csv(ranked(published, runs), metrics))
+
+
+@pytest.fixture(scope="module")
+def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("leaderboard")
+    publish_made_up(folder, "s2s")
+    publish_made_up(folder, "s2s_midpoint", {"input": 20.0, "learned": 24.0})
+    write_page(folder, read_tabs(folder))
+    return folder
+
+
+def test_every_published_row_stands_on_the_page_with_its_numbers(board: Path) -> None:
+    page = (board / "index.html").read_text()
+    tabs = read_tabs(board)
+    assert [tab.name for tab in tabs] == ["s2s", "s2s_midpoint"]
+    table = tabs[0].parts[0].table
+    assert [line.name for line in table.ranked] == ["alike", "learned", HOSTILE, "input"]
+    assert [line.letters for line in table.ranked] == ["a", "a", "b", "c"]
+    assert [line.rank for line in table.ranked] == [(1, 2), (1, 2), (3, 3), (4, 4)]
+    assert [line.failed.count for line in table.ranked] == [0, 0, 1, 0]
+    assert [line.name for line in table.unseen] == ["oracle"]
+    for tab in tabs:
+        for line in tab.parts[0].table.lines:
+            own = line.values["psnr_matched"]
+            assert own is not None
+            assert f'data-value="{own.mean}"' in page
+            assert f'id="{line.page}"' in page
+    assert "1 × ValueError: &lt;b&gt;too dark&lt;/b&gt;" in page
+    assert "4,000 steps, 123,456 parameters" in page
+    assert HOSTILE not in page
+    for target in re.findall(r'<a href="\./([^"]+)"', page):
+        assert (board / target).is_file(), target
+
+
+def test_it_sorts_filters_and_has_a_tab_a_protocol(board: Path, browser: Any) -> None:
+    page = board / "index.html"
+    browser.open(page)
+    assert browser.requests() == [page.resolve().as_uri()]
+    shown = 'Array.from(document.querySelectorAll("[role=tabpanel]")).filter((p) => !p.hidden).map((p) => p.id).join()'
+    names = (
+        'Array.from(document.querySelectorAll("#s2s-v1 table.standings")[0].querySelectorAll("tbody.ranked tr"))'
+        ".filter((row) => !row.hidden).map((row) => row.cells[0].innerText)"
+    )
+    assert browser.do(shown) == "s2s-v1"
+    assert browser.do(names) == ["alike", "learned", HOSTILE, "input"]
+    browser.do('document.querySelector("#s2s-v1 thead th:nth-child(2) button").click()')
+    assert browser.do(names) == ["input", HOSTILE, "learned", "alike"]
+    choose = (
+        '{let s = document.querySelector("#s2s-v1 select[name=%s]"); s.value = "%s"; '
+        's.dispatchEvent(new Event("change", {bubbles: true})); s.form.querySelector("output").innerText}'
+    )
+    assert browser.do(choose % ("device", "cuda")) == "1 of 5 shown; ranks are among all"
+    assert browser.do(names) == ["learned"]
+    assert browser.do(choose % ("device", "")) == ""
+    browser.do(choose % ("budget", "none"))
+    assert browser.do(names) == ["input", HOSTILE, "alike"]
+    browser.do(choose % ("budget", ""))
+    browser.do('document.querySelector("[role=tab][aria-selected=true]").focus()')
+    browser.press("ArrowRight")
+    assert browser.do(shown) == "s2s_midpoint-v1"
+    assert browser.do("document.activeElement.getAttribute('aria-selected')") == "true"
+    link = browser.do('document.querySelector("#s2s-v1 tbody a").hash')
+    browser.do(f'location.hash = "{link}"')
+    browser.do("new Promise((done) => setTimeout(done, 50))")
+    browser.do("0")
+    assert browser.do(f'document.querySelector("{link}").open')
+    assert browser.do(shown) == "s2s-v1"
+    assert browser.do('document.querySelector(".cross[title]").title') == "1 × ValueError: <b>too dark</b>"
+    assert browser.complaints() == []
+    for width in (390, 1400):
+        browser.open(page, width=width, dark=width == 390)
+        assert browser.do("document.documentElement.scrollWidth") <= width
+
+
+def test_without_script_everything_is_there(board: Path) -> None:
+    page = (board / "index.html").read_text()
+    assert len(re.findall(r'role="tabpanel"', page)) == 2
+    assert not re.findall(r'role="tabpanel"[^>]*hidden', page)
+
+
+def test_a_readme_gets_the_same_table_between_its_markers(board: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    head, tail = "# Title\n\n", "\n\nbehind\n"
+    readme.write_text(f"{head}<!-- sembench:leaderboard:s2s -->\nold\n<!-- /sembench:leaderboard:s2s -->{tail}")
+    tabs = read_tabs(board)
+    assert update_readme(readme, tabs) == ["s2s"]
+    text = readme.read_text()
+    assert text.startswith(head)
+    assert text.endswith(tail)
+    assert "old" not in text
+    lines = markdown(tabs[0]).splitlines()
+    assert "\n".join(lines) in text
+    assert lines[0].startswith("| restorer | psnr_matched ↑ (dB, 95 % interval) | letters | rank | ssim_matched ↑ |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        *("| alike", "| learned", "| &lt;script&gt;alert(1)&lt;/script&gt;", "| input", "| *oracle* (control)"),
+    ]
+    assert lines[4].split(" | ")[-2:] == ["1", " |"]
+    assert {line.count("|") for line in lines} == {lines[0].count("|")}
+    assert update_readme(readme, tabs) == ["s2s"]
+    assert readme.read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("<!-- sembench:leaderboard:s2s -->", "needs one"),
+        ("<!-- /sembench:leaderboard:s2s --><!-- sembench:leaderboard:s2s -->", "needs one"),
+        ("<!-- sembench:leaderboard:s2s -->" * 2 + "<!-- /sembench:leaderboard:s2s -->", "needs one"),
+        ("<!-- sembench:leaderboard:none --><!-- /sembench:leaderboard:none -->", "nothing is published"),
+    ],
+)
+def test_markers_that_do_not_fit_leave_the_readme_alone(board: Path, tmp_path: Path, text: str, wanted: str) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(text)
+    with pytest.raises(InputError, match=wanted) as caught:
+        update_readme(readme, read_tabs(board))
+    assert "\n" not in str(caught.value)
+    assert readme.read_text() == text
+
+
+def test_what_was_not_published_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no table"):
+        read_tabs(tmp_path)
+    publish_made_up(tmp_path, "s2s", {"input": 20.0, "better": 21.0})
+    cases = next((tmp_path / "bundles").glob("*/cases.csv"))
+    cases.write_text(cases.read_text().replace("c01", "c99"))
+    with pytest.raises(InputError, match="was changed"):
+        read_tabs(tmp_path)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    result = CliRunner().invoke(app, ["render", str(run)])
+    assert isinstance(result.exception, InputError)
+    assert "run folder" in str(result.exception)
+
+
+def test_the_command_says_what_it_wrote(board: Path, tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing marked\n")
+    result = CliRunner().invoke(app, ["render", str(board), "--readme", str(readme), "--json"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == {"page": str(board / "index.html"), "readmes": {str(readme): []}}
+    assert readme.read_text() == "nothing marked\n"
