@@ -254,6 +254,8 @@ def _weights(settings: Any) -> Path:
 class Semfm(_Pretrained, _Adapted):
     """semfm adapted by a few images: frozen encoder, decoder and pixel path on a blind spectral estimate trained."""
 
+    ablations = Path(__file__).parent / "ablations.toml"
+
     class Settings(_Pretrained.Settings, _Adapted.Settings):
         decoder: Literal["pixel_path", "plain", "linear"] = Field("pixel_path", description=_HEAD_TOLD)
         physics: bool = Field(True, description="the blind spectral estimate as second channel of the pixel path")
@@ -315,7 +317,8 @@ class SemfmZeroShot(_Pretrained):
     class Settings(_Pretrained.Settings):
         overlap: int = _overlap(8)
         masking: Literal["visible", "complementary"] = Field(
-            "visible", description="visible: every patch is seen; complementary: each quarter drawn from the others"
+            "complementary",
+            description="visible: every patch is seen; complementary: each quarter drawn from the others",
         )
 
     def _built(self) -> "nn.Module":

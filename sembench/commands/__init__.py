@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sembench.commands.ablate import ablate as ablate_command
 from sembench.commands.adapt import adapt as adapt_command
 from sembench.commands.check import check as check_command
 from sembench.commands.compare import compare as compare_command
@@ -64,6 +65,7 @@ app.command("measure")(measure_command)
 app.command("phantom")(phantom_command)
 app.command("train")(train_command)
 app.command("adapt")(adapt_command)
+app.command("ablate")(ablate_command)
 app.command("check")(check_command)
 app.add_typer(data_app, name="data")
 app.command("doctor")(doctor_command)
