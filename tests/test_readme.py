@@ -1,14 +1,19 @@
-"""The README keeps its word: the restorer it shows runs as it stands there."""
+"""README and docs keep their word: the code they show runs as it stands there, what they link is there."""
 
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from sembench.checks import check_restorer
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_restorer_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
@@ -26,7 +31,15 @@ def test_the_restorer_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     assert rows["Unsharp"]["psnr_matched"]["mean"] > rows["input"]["psnr_matched"]["mean"]
 
 
-def test_the_files_that_the_readme_links_are_there() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)", README.read_text(encoding="utf-8"))
-    assert links
-    assert [link for link in links if not (README.parent / link).is_file()] == []
+def test_the_head_that_the_docs_show_reads_the_tokens() -> None:
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "semfm.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    names: dict[str, Any] = {}
+    exec(code[1], names)
+    assert names["classes"].shape == (1, 14, 20, 3)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_files_that_a_page_links_are_there(page: Path) -> None:
+    links = re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
