@@ -2,7 +2,7 @@
 
 from sembench.cases.case import Case, CaseLeftOut, CasePlan, CaseSpec
 from sembench.cases.fields import PhantomSpec, roles
-from sembench.cases.flat import flat_fields
+from sembench.cases.flat import FlatSpec, flat_fields
 from sembench.cases.lines import PHANTOM
 from sembench.cases.pairs import STAND_IN
 from sembench.cases.plan import plan_cases
@@ -15,6 +15,7 @@ __all__ = [
     "CaseLeftOut",
     "CasePlan",
     "CaseSpec",
+    "FlatSpec",
     "PhantomSpec",
     "TileSetSpec",
     "flat_fields",

@@ -57,8 +57,10 @@ class FlatSpec(CaseSpec):
 
 
 def flat_fields(specs: Sequence[CaseSpec]) -> tuple[FlatSpec, ...]:
-    """A flat field for each of the first cases, of its group."""
-    return tuple(FlatSpec(f"flat-{spec.case_id}", spec.group, spec) for spec in specs[:FIELDS])
+    """A flat field for each of the first cases, of its group, unless its name is that of another case."""
+    taken = {spec.case_id for spec in specs}
+    flat = (FlatSpec(f"flat-{spec.case_id}", spec.group, spec) for spec in specs[:FIELDS])
+    return tuple(spec for spec in flat if spec.case_id not in taken)
 
 
 def noise_spectrum(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from sembench.execution.plan import (
 )
 from sembench.execution.provenance import environment, environment_digest, git_state
 from sembench.execution.records import Record, Records, pending
-from sembench.execution.worker import STORE_FAILED, Bundle, Job
+from sembench.execution.worker import FLAT_METRICS, STORE_FAILED, Bundle, Job
 from sembench.metrics import perceptual
 from sembench.protocol import Protocol, load
 from sembench.registry import find_method
@@ -33,8 +33,6 @@ from sembench.restorer import Budget, FitProgress
 
 FLAT = "flat.jsonl"
 """Records on flat fields, in a run's folder beside those of its cases."""
-
-FLAT_METRICS = ("invented_structure",)
 
 
 @dataclass(frozen=True)
@@ -173,18 +171,31 @@ def execute(
     """
     with locked(plan.folder, fresh=request.fresh):
         _open_run(plan, request)
-        records, of_flat = Records(plan.folder / "records.jsonl"), Records(plan.folder / FLAT)
         flat = _on_flat_fields(plan)
-        todo, flat_todo = _todo(plan, request, records), _todo(flat, request, of_flat)
-        wanted = {row_id for row_ids in (*todo.values(), *flat_todo.values()) for row_id in row_ids}
-        states = _fit(plan, wanted, on_fit)
-        if states:
-            _open_run(plan, request, states)
-        if todo:
-            _work(plan, request, todo, states, records, on_record)
-        if flat_todo:
-            _work(flat, request, flat_todo, states, of_flat, None)
-        return select(plan, records)
+        parts = [
+            _Part(one, records, _todo(one, request, records), told)
+            for one, records, told in (
+                (plan, Records(plan.folder / "records.jsonl"), on_record),
+                (flat, Records(plan.folder / FLAT), None),
+            )
+        ]
+        wanted = {row_id for part in parts for row_ids in part.todo.values() for row_id in row_ids}
+        if wanted:
+            states = _fit(plan, wanted, on_fit)
+            if states:
+                _open_run(plan, request, states)
+            _work(plan, request, parts, states)
+        return select(plan, parts[0].records)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Cases of a run whose records lie together: what is still to be done of them, and who is told."""
+
+    plan: RunPlan
+    records: Records
+    todo: dict[str, list[str]]
+    told: Listener | None
 
 
 def _on_flat_fields(plan: RunPlan) -> RunPlan:
@@ -314,30 +325,25 @@ def _fit_description(plan: RunPlan, row: Row, state: fits.FittedState | None, be
     return {"fit": {"identity": plan.fit_plans[row.row_id].identity, **told}}
 
 
-def _work(
-    plan: RunPlan,
-    request: RunRequest,
-    todo: dict[str, list[str]],
-    states: dict[str, fits.FittedState],
-    records: Records,
-    on_record: Listener | None,
-) -> None:
+def _work(plan: RunPlan, request: RunRequest, parts: Sequence[_Part], states: dict[str, fits.FittedState]) -> None:
     """Run every pending (row, case); rows share their case, but of a set each row may go to another worker."""
     files = {row_id: (state.path.resolve(), state.sha256) for row_id, state in states.items()}
     job = Job(plan.protocol, plan.metrics, plan.weights, plan.folder.resolve(), files, request.device)
     rows = {row.row_id: row for row in plan.rows}
     bundles = []
-    for spec in plan.cases.specs:
-        shared = tuple(rows[row_id] for row_id in todo.get(spec.case_id, ()))
+    for spec, row_ids in ((spec, part.todo.get(spec.case_id, ())) for part in parts for spec in part.plan.cases.specs):
+        shared = tuple(rows[row_id] for row_id in row_ids)
         together = [shared] if plan.protocol.scope == "case" else [(row,) for row in shared]
         bundles += [Bundle(spec, own) for own in together if own]
+    part_of = {spec.case_id: part for part in parts for spec in part.plan.cases.specs}
 
     def keep(record: Record) -> None:
         if record["status"] == STORE_FAILED:
             raise WriteError(record["reason"])
-        records.append(record)
-        if on_record:
-            on_record(record)
+        part = part_of[record["case"]]
+        part.records.append(record)
+        if part.told:
+            part.told(record)
 
     if request.scheduler:
         cluster.work(request.scheduler, bundles, job, keep)
