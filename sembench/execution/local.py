@@ -21,11 +21,9 @@ class Lane:
 
     def __init__(self, job: Job) -> None:
         import multiprocessing
-        from multiprocessing import resource_tracker
 
         from pebble import ProcessPool
 
-        resource_tracker.ensure_running()  # starting it later would unblock the signals of the thread that does
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,))
         self._limit_s = job.protocol.time_limit_s
@@ -118,6 +116,9 @@ def one_thread() -> Iterator[None]:
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
     """Threads and workers started here never see Ctrl-C: the main thread alone ends a run."""
+    from multiprocessing import resource_tracker
+
+    resource_tracker.ensure_running()  # starting it later would unblock the signals of the thread that does
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
