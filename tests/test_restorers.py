@@ -168,7 +168,9 @@ def test_flat_images(name: str, level: float) -> None:
         warnings.simplefilter("error")
         restored = restorer.restore(flat)
     assert np.isfinite(restored).all()
-    if name in KEEP_INTENSITY or level == 0:
+    if name == "semfm_zero_shot":
+        np.testing.assert_allclose(restored, flat, atol=6)
+    elif name in KEEP_INTENSITY or level == 0:
         np.testing.assert_allclose(restored, flat, atol=1e-2)
     else:
         assert restored.mean() == pytest.approx(level, rel=0.1)
