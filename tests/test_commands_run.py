@@ -40,6 +40,7 @@ names = ["psnr", "ssim"]
 
 METHODS = '''
 import sys, time
+from pydantic import Field
 from pathlib import Path
 from pydantic import BaseModel
 from sembench.restorer import Control, Restorer
@@ -57,6 +58,13 @@ class Vandal(Control):
     def restore(self, image, truth, /):
         truth.reference.setflags(write=True); truth.reference[:] = 0
         return image
+
+class Listed(Restorer):
+    """Has a setting of several values."""
+    class Settings(Restorer.Settings):
+        blocks: tuple[int, ...] = Field((1, 2), description="of each resolution")
+    def restore(self, image, /):
+        return image / sum(self.settings.blocks)
 
 class Exits(Restorer):
     """Calls sys.exit."""
@@ -134,6 +142,12 @@ def test_a_plugin_spoils_neither_the_json_nor_the_reference_nor_the_other_cases(
     assert rows["Exits"]["failed"] == 1
     assert "[/bold] \\udc80 enough" in errors
     assert "left out" not in errors, "psnr and ssim need no weights"
+
+
+def test_a_setting_may_hold_several_values(bench: Path) -> None:
+    code, out, errors = ask(bench, *small("--restorer", "methods.py:Listed", "--limit", "1", "--json"))
+    assert code == 0, errors
+    assert json.loads(out)["rows"][0]["failed"] == 0
 
 
 def test_a_worker_ends_soon_after_its_run_was_killed(bench: Path) -> None:

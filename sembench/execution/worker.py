@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import os
 import random
 import resource
@@ -109,9 +110,13 @@ def _case(spec: CaseSpec) -> tuple[Case, MetricCase, str | None, str | None]:
     return made
 
 
+def _method_of(row: Row) -> Any:
+    return _method(row.target, json.dumps(row.settings), row.row_id)
+
+
 @lru_cache(maxsize=64)
-def _method(target: str, settings: tuple[tuple[str, Any], ...], row_id: str) -> Any:
-    method = load_method(target, dict(settings))
+def _method(target: str, settings: str, row_id: str) -> Any:
+    method = load_method(target, json.loads(settings))
     if method.kind == "restorer":
         method.device = _job.device
         if row_id in _job.states:
@@ -139,7 +144,7 @@ def _seed_everything(row: Row, case_id: str) -> None:
 
 def restore(row: Row, case: Case) -> Image:
     """The restored image of one case on the grid; InputError where the method breaks its contract."""
-    method = _method(row.target, tuple(sorted(row.settings.items())), row.row_id)
+    method = _method_of(row)
     check_image(case.degraded)
     image = case.degraded.copy()
     image.setflags(write=False)
@@ -238,7 +243,7 @@ def solve(row: Row, spec: CaseSpec) -> Record:
 def _solve_set(row: Row, spec: TileSetSpec) -> Record:
     """The part of a record that tells of a set's embeddings, or the reason why there are none."""
     try:
-        method = _method(row.target, tuple(sorted(row.settings.items())), row.row_id)
+        method = _method_of(row)
         return solve_set(
             method.embed, spec, _job.protocol, _metrics(_job.metrics), _job.run_folder, row.row_id,
             partial(_seed_everything, row),
