@@ -36,9 +36,8 @@ def main(degradation: str, out: Path) -> int:
         return 2
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    print(
-        "| method | steps | best step | psnr_matched there (dB) | gained in the last fifth (dB) |\n|---|---|---|---|---|"
-    )
+    print("| method | steps | best step | psnr_matched there (dB) | gained in the last fifth (dB) |")
+    print("|---|---|---|---|---|")
     ranked = sorted(found.items(), key=lambda item: -max(row["psnr_matched"] for row in item[1]))
     for index, (name, curve) in enumerate(ranked):
         style = "-" if index < len(COLOURS) else "--"
