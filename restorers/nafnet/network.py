@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from restorers.unet.network import CONTRAST, LEVEL
+from restorers.unet.network import CONTRAST, LEVEL, down_and_up
 
 TRAINED_SIDE = 224
 """Side (px) of the images over which the attention's mean is taken in training, and of the window in larger ones."""
@@ -100,14 +100,7 @@ class NAFNet(nn.Module):
     def forward(self, gray: Tensor) -> Tensor:
         x = functional.pixel_unshuffle((gray - LEVEL) / CONTRAST, self.fold)
         x = self.entry(x.contiguous(memory_format=torch.channels_last))
-        skips = []
-        for block, down in zip(self.down_blocks, self.downs, strict=True):
-            x = block(x)
-            skips.append(x)
-            x = down(x)
-        x = self.middle(x)
-        for skip, up, block in reversed(list(zip(skips, self.ups, self.up_blocks, strict=True))):
-            x = block(skip + functional.pixel_shuffle(up(x), 2))
+        x = down_and_up(x, self.down_blocks, self.downs, self.middle, self.ups, self.up_blocks)
         return gray + CONTRAST * functional.pixel_shuffle(self.exit(x).float(), self.fold)
 
 

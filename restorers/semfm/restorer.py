@@ -262,13 +262,6 @@ class Semfm(_Pretrained, _Adapted):
         width: int = _WIDTH
         coarse_blocks: int = _blocks(3)
 
-    @classmethod
-    def pretrain(cls, **options: Any) -> Path:
-        """Pretrain the model that adaptation starts from; options and result are those of pretraining.pretrain."""
-        from restorers.semfm.pretraining import pretrain
-
-        return pretrain(**options)
-
     @property
     def physics(self) -> bool:
         return bool(self.settings.physics and self.settings.decoder == "pixel_path")

@@ -50,15 +50,31 @@ class UNet(nn.Module):
 
     def forward(self, gray: Tensor) -> Tensor:
         x = self.entry(((gray - LEVEL) / CONTRAST).contiguous(memory_format=torch.channels_last))
-        skips = []
-        for block, down in zip(self.down_blocks, self.downs, strict=True):
-            x = block(x)
-            skips.append(x)
-            x = down(x)
-        x = self.coarse(x)
-        for skip, up, block in reversed(list(zip(skips, self.ups, self.up_blocks, strict=True))):
-            x = block(skip + functional.pixel_shuffle(up(x), 2))
+        x = down_and_up(x, self.down_blocks, self.downs, self.coarse, self.ups, self.up_blocks)
         return gray + CONTRAST * self.exit(x).float()
+
+
+def down_and_up(
+    x: Tensor,
+    down_blocks: nn.ModuleList,
+    downs: nn.ModuleList,
+    coarse: nn.Module,
+    ups: nn.ModuleList,
+    up_blocks: nn.ModuleList,
+) -> Tensor:
+    """Features (B, C, H, W) to the coarsest resolution and back, what was on the way down added on the way up.
+
+    All lists run from fine to coarse; an `up` gives four times the channels of its finer side, which are unfolded.
+    """
+    skips = []
+    for block, down in zip(down_blocks, downs, strict=True):
+        x = block(x)
+        skips.append(x)
+        x = down(x)
+    x = coarse(x)
+    for skip, up, block in reversed(list(zip(skips, ups, up_blocks, strict=True))):
+        x = block(skip + functional.pixel_shuffle(up(x), 2))
+    return x
 
 
 def charbonnier(restored: Tensor, wanted: Tensor) -> Tensor:
