@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sembench.cases import PHANTOM, STAND_IN
 from sembench.datasets.cache import cache_folder
-from sembench.errors import InputError, SembenchError, UnavailableError, WriteError
+from sembench.errors import InputError, SembenchError, UnavailableError
+from sembench.execution.folder import exclusive
 from sembench.execution.training import TrainingImages, training_images
 from sembench.execution.training_pairs import TrainingPairs, training_pairs
 from sembench.micrograph import write_atomically
@@ -313,21 +314,6 @@ def load_state(path: Path, sha256: str | None = None) -> "dict[str, Tensor]":
         raise InputError(f"{path}: not a fitted state: give a safetensors file that sembench wrote") from error
 
 
-@contextmanager
-def _locked(plan: FitPlan) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    try:
-        plan.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(plan.folder / ".lock")
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"{plan.folder}: another process is fitting {plan.method.name} there: wait for it") from error
-    except OSError as error:
-        raise WriteError(
-            f"{plan.folder}: cannot be written ({error.strerror}): free it, or set SEMBENCH_CACHE to another folder"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(plan: FitPlan) -> AbstractContextManager[None]:
+    busy = f"another process is fitting {plan.method.name} there: wait for it"
+    return exclusive(plan.folder, busy=busy, mend="free it, or set SEMBENCH_CACHE to another folder")

@@ -14,27 +14,39 @@ RUN_SCHEMA = 1
 
 
 @contextmanager
-def locked(folder: Path, *, fresh: bool = False) -> Iterator[None]:
-    """Make the folder, empty it of an earlier run if `fresh`, and keep others from writing there meanwhile.
+def exclusive(folder: Path, *, busy: str, mend: str, wait_s: float = 0) -> Iterator[None]:
+    """Make the folder and keep every other process that asks likewise out of it meanwhile.
 
-    Raises InputError where another run writes there, WriteError where nobody can.
+    busy, mend: the ends of the errors' lines, what the other one does and what to do. wait_s: how long to wait (s).
+    Raises InputError where another one holds it for longer, WriteError where it cannot be written.
     """
     from filelock import FileLock, Timeout
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout as error:
-        raise InputError(f"{folder}: another run is writing there: wait for it, or give another --out") from error
+        raise InputError(f"{folder}: {busy}") from error
     except OSError as error:
-        raise WriteError(f"{folder}: cannot be written ({error.strerror}): give another folder with --out") from error
+        raise WriteError(f"{folder}: cannot be written ({error.strerror}): {mend}") from error
     try:
-        if fresh:
-            _clear(folder)
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def locked(folder: Path, *, fresh: bool = False) -> Iterator[None]:
+    """Make the folder, empty it of an earlier run if `fresh`, and keep others from writing there meanwhile.
+
+    Raises InputError where another run writes there, WriteError where nobody can.
+    """
+    busy = "another run is writing there: wait for it, or give another --out"
+    with exclusive(folder, busy=busy, mend="give another folder with --out"):
+        if fresh:
+            _clear(folder)
+        yield
 
 
 def _clear(folder: Path) -> None:

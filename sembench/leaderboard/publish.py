@@ -2,13 +2,14 @@
 
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sembench.errors import CheckError, InputError, WriteError
+from sembench.errors import CheckError, InputError
+from sembench.execution.folder import exclusive
 from sembench.execution.recorded import RecordedRun, read_run
 from sembench.leaderboard.bundle import FOLDER, bundle_files, digest, read_bundle, write_bundle
 from sembench.leaderboard.claims import Claim, Depth, Finding, check_claim
@@ -105,24 +106,9 @@ def state_source(described: dict[str, Any], states: str) -> str:
     return states
 
 
-@contextmanager
-def _locked(leaderboard: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
-
-    try:
-        leaderboard.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(leaderboard / ".lock")
-        lock.acquire(timeout=LOCK_SECONDS)
-    except Timeout as error:
-        raise InputError(f"{leaderboard}: another publisher is at work there: try again when it has ended") from error
-    except OSError as error:
-        raise WriteError(
-            f"{leaderboard}: cannot be written ({error.strerror}): give another place with --to"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+def _locked(leaderboard: Path) -> AbstractContextManager[None]:
+    busy = "another publisher is at work there: try again when it has ended"
+    return exclusive(leaderboard, busy=busy, mend="give another place with --to", wait_s=LOCK_SECONDS)
 
 
 def _remove(leaderboard: Path, names: set[str]) -> None:
