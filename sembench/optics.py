@@ -107,6 +107,21 @@ UNBLURRED = 0.1
 LARGEST_RADIUS = 32.0
 """Largest kernel radius (px) of a training degradation: the kernel's half width is then the patch margin of 96 px."""
 
+BROAD_RANGES: dict[str, tuple[float, float]] = {
+    "rx": (UNBLURRED, LARGEST_RADIUS),
+    "ry": (UNBLURRED, LARGEST_RADIUS),
+    "beta": RANGES["beta"],
+    "theta": RANGES["theta"],
+    "a": (0.8, 1.2),
+    "b": (-25.0, 25.0),
+    "sigma": (1.0, 20.0),
+    "dose": (0.05, 50.0),
+}
+"""Range of each parameter of the degradation `broad`."""
+
+DEGRADATION_RANGES = {"paper": RANGES, "broad": BROAD_RANGES}
+"""Named training degradations: the range of each parameter."""
+
 MIDPOINT = Degradation(**{name: (low + high) / 2 for name, (low, high) in RANGES.items()})
 """Every parameter at the middle of its range."""
 
@@ -145,9 +160,9 @@ def draw_broad(rng: np.random.Generator) -> BroadDegradation:
     half = rng.uniform(-0.4, 0.4) / 2
     radii = (min(radius * math.exp(half), LARGEST_RADIUS), min(radius * math.exp(-half), LARGEST_RADIUS))
     beta, theta = (float(rng.uniform(*RANGES[name])) for name in ("beta", "theta"))
-    gain, offset = float(rng.uniform(0.8, 1.2)), float(rng.uniform(-25.0, 25.0))
-    sigma = float(rng.uniform(1.0, 20.0))
-    dose = math.exp(rng.uniform(math.log(0.05), math.log(50.0)))
+    gain, offset, sigma = (float(rng.uniform(*BROAD_RANGES[name])) for name in ("a", "b", "sigma"))
+    least_dose, most_dose = BROAD_RANGES["dose"]
+    dose = math.exp(rng.uniform(math.log(least_dose), math.log(most_dose)))
     correlation = float(rng.uniform(0.3, 1.2))
     rx, ry = (UNBLURRED, UNBLURRED) if unblurred < 0.15 else radii
     return BroadDegradation(
@@ -182,6 +197,16 @@ def airy_psf(
     amplitude[away] = np.abs(2 * j1(argument[away]) / argument[away])
     kernel = (amplitude**beta).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
     return kernel / kernel.sum()
+
+
+def aperture_transfer(rho: "NDArray[np.floating]") -> "NDArray[np.floating]":
+    """Transfer function of a circular aperture: (2/pi) (acos rho - rho sqrt(1 - rho^2)), 0 from rho = 1 on.
+
+    rho: frequency over the cut-off, 0 or above. It is the Fourier transform of |2 J1(pi r)/(pi r)|^2, which ends at
+    1 / radius cycles/px. Source: the optical transfer function of a circular aperture.
+    """
+    inside = np.minimum(rho, 1.0)
+    return (2 / np.pi) * (np.arccos(inside) - inside * np.sqrt(1 - inside * inside))
 
 
 def blur(image: "NDArray[np.floating]", kernel: "NDArray[np.float64]") -> "NDArray[np.float64]":

@@ -23,6 +23,7 @@ from sembench.optics import (
     blurred_signal,
     generator,
 )
+from sembench.symmetry import turned_spread
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -124,6 +125,14 @@ class Restorer(Method):
         return callable(getattr(cls, "fit", None))
 
     @classmethod
+    def trained_on(cls, settings: Any) -> tuple[str, ...]:
+        """Names of metrics that training by these settings minimises or selects by, such as `("lpips",)`.
+
+        Shown beside the rank, as such a metric then says less of a method. Plain pixel differences need not be named.
+        """
+        return ()
+
+    @classmethod
     def weights_digest(cls, settings: Any) -> str:
         """SHA-256 of the pretrained weights that these settings use; empty where there are none."""
         return ""
@@ -135,6 +144,16 @@ class Restorer(Method):
         Returns an image of equal shape, finite, gray levels 0..255.
         """
         raise InputError(f"{type(self).__name__} has no restore(image) method: write one")
+
+    def uncertainty(self, image: Image, /) -> Image | None:
+        """How far each restored pixel may be off, in gray levels, as far as the method can tell: (H, W), 0 at least.
+
+        None where the method cannot tell, which must not depend on the image. Here, for methods that learn: how little
+        the method agrees with itself, the standard deviation over the eight turned and mirrored images. That is no
+        calibrated error but a lower bound in practice: what all eight get wrong alike does not show in it, which is
+        most of the error. A method that knows better overrides this.
+        """
+        return turned_spread(self.restore, image) if self.learns() else None
 
 
 class Control(Method):

@@ -1,5 +1,6 @@
 """`degrade` and `restore` on small files: what is written, printed and refused, against the library called directly."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,11 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from safetensors.numpy import save as serialise
 from typer.testing import CliRunner
 
 from sembench import micrograph as mg
-from sembench import optics
+from sembench import optics, phantom
 from sembench.commands.images import degrade, restore
 from sembench.errors import CasesFailed, InputError, UnavailableError, WriteError
 
@@ -80,6 +82,23 @@ class Missing(Restorer):
 
 class Truthful(Control):
     """Is told the truth."""
+
+
+class Learnt(Restorer):
+    """Adds a ramp along x that it was fitted."""
+
+    def fit(self, training, /):
+        pass
+
+    def restore(self, image, /):
+        return image + np.float32(self.state["slope"].item()) * np.arange(image.shape[1], dtype=np.float32)
+
+
+class Negative(Learnt):
+    """Tells a spread below 0."""
+
+    def uncertainty(self, image, /):
+        return -np.ones_like(image)
 '''
 
 
@@ -298,3 +317,131 @@ def test_restore_refuses(clean: Path, methods: Path, tmp_path: Path) -> None:
     assert "same.png" in refuse(InputError, "restore", tmp_path / "twins", *brighter, "-o", tmp_path / "out")
     (tmp_path / "file").touch()
     refuse(WriteError, "restore", clean, *brighter, "-o", tmp_path / "file" / "r.tif")
+
+
+# what a method that learns was trained on, and how far it agrees with itself
+
+
+def fitted(folder: Path, degradation: str | None) -> Path:
+    """A state as `adapt --out` writes it, its description naming the degradation; None: without a description."""
+    state = folder / "learnt.safetensors"
+    state.write_bytes(serialise({"slope": np.array([0.25], np.float16)}))
+    if degradation is not None:
+        told = {
+            "identity": {"degradation": degradation},
+            "state_sha256": hashlib.sha256(state.read_bytes()).hexdigest(),
+        }
+        state.with_suffix(".json").write_text(json.dumps(told))
+    return state
+
+
+@pytest.fixture
+def field(tmp_path: Path) -> Path:
+    """An ordinary field of 240 x 256 px."""
+    scene = mg.to_grid(phantom.corpus_scene(2604, "T001", 256).image)
+    degraded = optics.degrade(scene, optics.Degradation(**SETTINGS), np.random.default_rng(1))
+    mg.write(tmp_path / "field.tif", degraded[:240], (2.0, 2.0))
+    return tmp_path / "field.tif"
+
+
+def strange(path: Path, sigma: float = 150) -> Path:
+    mg.write(path, mg.to_grid(np.random.default_rng(2).normal(128, sigma, (230, 250))))
+    return path
+
+
+def test_restore_warns_once_an_image_of_what_it_was_not_trained_on(field: Path, methods: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    field.rename(folder / "field.tif")
+    noise = strange(folder / "noise.tif")
+    state = fitted(tmp_path, "broad")
+    arguments = ["restore", folder, "--restorer", f"{methods}:Learnt", "--state", state, "-o", tmp_path / "out"]
+    result = succeed(*arguments, "--json")
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith(f"{noise}: outside of what {methods}:Learnt was trained on (broad): noise ")
+    assert "structure" in line
+    told = json.loads(result.stdout)
+    assert told["degradation"] == "broad"
+    ordinary, outside = told["images"]
+    assert (ordinary["outside"], ordinary["notices"]) == ([], [])
+    assert [part["quantity"] for part in outside["outside"]] == ["noise", "structure"]
+    assert outside["outside"][0]["found"] > outside["outside"][0]["limit"] > 20
+    assert outside["notices"] == [line]
+    assert line in succeed(*arguments).stderr.splitlines()
+
+
+def test_restore_compares_with_the_degradation_that_the_state_was_fitted_by(
+    methods: Path, tmp_path: Path, field: Path
+) -> None:
+    noisy = tmp_path / "noisy.tif"
+    scene = mg.read(field).pixels.astype(np.float64)
+    mg.write(noisy, mg.to_grid(scene + np.random.default_rng(3).normal(0, 30, scene.shape)))
+    arguments = ["restore", noisy, "--restorer", f"{methods}:Learnt", "-o", tmp_path / "r.tif", "--json"]
+    found = {
+        degradation: json.loads(succeed(*arguments, "--state", fitted(tmp_path, degradation)).stdout)["images"][0]
+        for degradation in ("paper", "broad")
+    }
+    assert [part["quantity"] for part in found["paper"]["outside"]] == ["noise"]
+    assert found["broad"]["outside"] == []
+
+
+def test_restore_says_where_nothing_is_known_of_the_training(methods: Path, tmp_path: Path) -> None:
+    noise = strange(tmp_path / "noise.tif")
+    arguments = ["restore", noise, "--restorer", f"{methods}:Learnt", "-o", tmp_path / "r.tif", "--json"]
+    state = fitted(tmp_path, None)
+    result = succeed(*arguments, "--state", state)
+    assert f"{state}: its training degradation is not known" in result.stderr
+    assert json.loads(result.stdout)["images"][0]["outside"] is None
+    fitted(tmp_path, "broad")
+    state.write_bytes(serialise({"slope": np.array([0.5], np.float16)}))
+    assert "is not known" in succeed(*arguments, "--state", state).stderr, (
+        "a description of another state counts for none"
+    )
+
+
+def test_restore_does_not_judge_for_methods_that_do_not_learn(tmp_path: Path) -> None:
+    noise = strange(tmp_path / "noise.tif")
+    result = succeed("restore", noise, "--restorer", "gaussian", "-o", tmp_path / "r.tif", "--json")
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["images"][0]["outside"] is None
+
+
+def test_restore_writes_the_spread_beside_the_result(field: Path, methods: Path, tmp_path: Path) -> None:
+    state = fitted(tmp_path, "broad")
+    arguments = ["restore", field, "--restorer", f"{methods}:Learnt", "--state", state, "-o", tmp_path / "r.npy"]
+    succeed(*arguments)
+    alone = np.load(tmp_path / "r.npy")
+    result = succeed(*arguments, "--uncertainty", "--json")
+    np.testing.assert_array_equal(np.load(tmp_path / "r.npy"), alone)
+    (image,) = json.loads(result.stdout)["images"]
+    written = mg.read(tmp_path / "r-spread-gray-levels.tif")
+    x, y = 0.25 * np.arange(256)[None], 0.25 * np.arange(240)[:, None]
+    ramps = np.stack(np.broadcast_arrays(x, 0.25 * 255 - x, y, 0.25 * 239 - y))
+    np.testing.assert_allclose(written.pixels, np.std(np.tile(ramps, (2, 1, 1)), axis=0, ddof=1), atol=2e-3)
+    assert written.pixel_size_nm == (2.0, 2.0)
+    spread = {"file": str(tmp_path / "r-spread-gray-levels.tif"), "unit": "gray levels"}
+    assert image["spread"] == spread | {"mean": pytest.approx(float(written.pixels.mean()), rel=1e-6)}
+    assert "mean spread" in " ".join(succeed(*arguments, "--uncertainty").stdout.split())
+    assert json.loads(succeed(*arguments, "--json").stdout)["images"][0]["spread"] is None
+
+
+def test_restore_says_that_a_method_cannot_tell_its_spread(clean: Path, tmp_path: Path) -> None:
+    for source, output in ((clean, tmp_path / "r.tif"), (clean.parent, tmp_path / "out")):
+        error = run("restore", source, "--restorer", "input", "-o", output, "--uncertainty").exception
+        assert isinstance(error, InputError)
+        assert error.exit_code == 2
+        assert "input cannot tell how far its result may be off" in str(error)
+        assert "\n" not in str(error)
+        assert not output.exists()
+
+
+def test_restore_refuses_a_wrong_spread_and_names_that_are_taken(clean: Path, methods: Path, tmp_path: Path) -> None:
+    state = fitted(tmp_path, "broad")
+    wrong = ["restore", clean, "--restorer", f"{methods}:Negative", "--state", state, "-o", tmp_path / "r.tif"]
+    assert "its spread is wrong" in refuse(CasesFailed, *wrong, "--uncertainty")
+    assert not (tmp_path / "r.tif").exists()
+    for name in ("a", "a-spread-gray-levels"):
+        mg.write(tmp_path / "in" / f"{name}.png", np.full((40, 40), 7.0))
+    taken = ["restore", tmp_path / "in", "--restorer", "input", "-o", tmp_path / "out"]
+    assert "would overwrite" in refuse(InputError, *taken, "--uncertainty")
+    succeed(*taken)

@@ -250,6 +250,16 @@ def test_broad_draws_have_the_frequencies_of_the_science() -> None:
     assert correlations.max() <= 1.2
 
 
+@pytest.mark.parametrize("name", ["paper", "broad"])
+def test_the_ranges_of_a_degradation_are_those_that_it_draws_from(name: str) -> None:
+    rng = np.random.default_rng(6)
+    drawn = [optics.DEGRADATIONS[name](rng).as_dict() for _ in range(3000)]
+    for parameter, (low, high) in optics.DEGRADATION_RANGES[name].items():
+        values = np.array([values[parameter] for values in drawn])
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+
+
 def test_no_blur_is_no_blur() -> None:
     image = np.random.default_rng(0).uniform(0, 255, (40, 50)).astype(np.float32)
     parameters = BroadDegradation(UNBLURRED, UNBLURRED, 1.95, 0.3, 1.0, 0.0, 1.0, 50.0)

@@ -1,12 +1,16 @@
 """`sembench restore` and `sembench degrade`: single images and folders, outside any protocol."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sembench.errors import InputError
+
 if TYPE_CHECKING:
     from sembench.micrograph import Micrograph
+    from sembench.training_domain import Outside
 
 Range = Annotated[
     str | None, typer.Option("--range", help="Values lo,hi that become 0 and 255 (12 bit in 16: 0,4095).")
@@ -16,6 +20,38 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothin
 
 PICTURE_GAP = 8
 """White columns between the two halves of a picture (px)."""
+
+SPREAD_NAME = "{stem}-spread-gray-levels.tif"
+"""Name of the map beside a result."""
+
+
+class _CannotTellError(InputError):
+    """A restorer was asked for a spread that it does not have."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One image, and the files for its result and, if asked for, for picture and spread."""
+
+    image: Path
+    output: Path
+    picture: Path | None
+    spread: Path | None
+
+    @property
+    def written(self) -> list[Path]:
+        """All that is written."""
+        return [path for path in (self.output, self.picture, self.spread) if path is not None]
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A restorer that is ready: its name, settings as given, and its state's training degradation (None: not known)."""
+
+    name: str
+    method: Any
+    given: dict[str, str]
+    degradation: str | None
 
 
 def degrade(
@@ -37,7 +73,6 @@ def degrade(
     json_output: Json = False,
 ) -> None:
     """Degrade a clean image by the forward model: Airy blur, gain, offset, Poisson and normal noise."""
-    from sembench.errors import InputError
     from sembench.micrograph import image_stem, to_grid, write
     from sembench.optics import degrade_case
 
@@ -85,18 +120,25 @@ def restore(
     picture: Annotated[
         Path | None, typer.Option(help="Input and result side by side, as PNG (of a folder: a folder of them).")
     ] = None,
+    uncertainty: Annotated[
+        bool,
+        typer.Option("--uncertainty", help="A map beside each result: how little the method agrees with itself."),
+    ] = False,
     json_output: Json = False,
 ) -> None:
-    """Restore one image or every image of a folder."""
+    """Restore one image or every image of a folder; say which lie outside of what a method that learns was taught."""
     from sembench.errors import CasesFailed, SembenchError, WriteError
 
-    jobs = _jobs(source, output, picture)
-    method, given = _load_restorer(restorer, settings or [], state)
+    jobs = _jobs(source, output, picture, uncertainty)
+    loaded = _load_restorer(restorer, settings or [], state)
+    if loaded.method.learns() and loaded.degradation is None:
+        _tell([f"{state or restorer}: its training degradation is not known: images are not compared with it"])
     records = []
-    for image, target, side_by_side in _progress(jobs):
+    for job in _progress(jobs):
+        image = job.image
         try:
-            records.append(_restore_one(method, image, target, side_by_side, crop_bottom, value_range))
-        except WriteError:
+            records.append(_restore_one(loaded, job, crop_bottom, value_range))
+        except (WriteError, _CannotTellError):
             raise
         except SembenchError as error:
             if not source.is_dir():
@@ -105,7 +147,7 @@ def restore(
         except Exception as error:  # a restorer may raise anything; the other images go on
             reason = " ".join(str(error).split())[:300]
             records.append(_failure(image, f"{image}: {restorer} failed ({type(error).__name__}: {reason})"))
-    _report_restored(records, restorer, given, json_output)
+    _report_restored(records, loaded, json_output)
     failed = [record["reason"] for record in records if record["status"] == "failed"]
     if failed:
         first = failed[0] if len(records) == 1 else f"{len(failed)} of {len(records)} images failed, first: {failed[0]}"
@@ -118,14 +160,13 @@ def _read(image: Path, crop_bottom: str, value_range: str | None) -> "Micrograph
     return read(image, crop_bottom=crop_bottom, value_range=None if value_range is None else parse_range(value_range))
 
 
-def _jobs(source: Path, output: Path, picture: Path | None) -> list[tuple[Path, Path, Path | None]]:
-    """Each image with the file for its result and, if asked for, for its picture; InputError before anything runs."""
-    from sembench.errors import InputError
+def _jobs(source: Path, output: Path, picture: Path | None, uncertainty: bool) -> list[_Job]:
+    """Each image with the files for its result; InputError before anything runs."""
     from sembench.micrograph import image_stem, list_images
 
     if not source.is_dir():
         target = output if output.suffix and not output.is_dir() else output / f"{image_stem(source)}.tif"
-        jobs: list[tuple[Path, Path, Path | None]] = [(source, target, picture)]
+        jobs = [_Job(source, target, picture, _spread_file(target) if uncertainty else None)]
     else:
         if output.is_file():
             raise InputError(f"{output}: this is a file, and {source} is a folder: give a folder with -o")
@@ -137,23 +178,37 @@ def _jobs(source: Path, output: Path, picture: Path | None) -> list[tuple[Path, 
             other = first.setdefault(image_stem(image).casefold(), image)
             if other != image:
                 raise InputError(f"{image}: its result would have the name of that of {other.name}: rename one of them")
-        jobs = [
-            (image, output / f"{image_stem(image)}.tif", picture / f"{image_stem(image)}.png" if picture else None)
-            for image in images
-        ]
-    for image, target, side_by_side in jobs:
-        _refuse_unwritable(target)
-        _refuse_same(image, target)
-        if side_by_side is not None:
-            if side_by_side.suffix.lower() != ".png":
-                raise InputError(f"{side_by_side}: a picture is a PNG: give a name that ends in .png")
-            _refuse_same(image, side_by_side)
-            _refuse_same(target, side_by_side)
+        jobs = []
+        for image in images:
+            stem, target = image_stem(image), output / f"{image_stem(image)}.tif"
+            side_by_side = picture / f"{stem}.png" if picture else None
+            jobs.append(_Job(image, target, side_by_side, _spread_file(target) if uncertainty else None))
+    for job in jobs:
+        _refuse_unwritable(job.output)
+        if job.picture is not None and job.picture.suffix.lower() != ".png":
+            raise InputError(f"{job.picture}: a picture is a PNG: give a name that ends in .png")
+    _refuse_overwriting(jobs)
     return jobs
 
 
-def _load_restorer(restorer: str, settings: list[str], state: Path | None = None) -> tuple[Any, dict[str, str]]:
-    from sembench.errors import InputError, UnavailableError
+def _spread_file(output: Path) -> Path:
+    return output.with_name(SPREAD_NAME.format(stem=output.stem))
+
+
+def _refuse_overwriting(jobs: list[_Job]) -> None:
+    """No input is written over, and no file is written twice."""
+    inputs = {job.image.resolve(): job.image for job in jobs}
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        for path in job.written:
+            other = inputs.get(path.resolve()) or taken.get(path.resolve())
+            if other is not None:
+                raise InputError(f"{path}: would overwrite {other}: give another name or folder")
+            taken[path.resolve()] = path
+
+
+def _load_restorer(restorer: str, settings: list[str], state: Path | None = None) -> _Loaded:
+    from sembench.errors import UnavailableError
     from sembench.registry import load_method
 
     given = {}
@@ -168,45 +223,49 @@ def _load_restorer(restorer: str, settings: list[str], state: Path | None = None
     missing = type(method).needs(method.settings)
     if missing:
         raise UnavailableError(f"restorer {restorer} is not available: {missing[0]}")
-    _load_state(restorer, method, state)
-    return method, given
+    return _Loaded(restorer, method, given, _load_state(restorer, method, state))
 
 
-def _load_state(restorer: str, method: Any, state: Path | None) -> None:
-    """Give a restorer that learns what it learnt: the file named, else the state that ships for real images."""
-    from sembench.errors import InputError, UnavailableError
-    from sembench.execution.fits import find_shipped, load_state
+def _load_state(restorer: str, method: Any, state: Path | None) -> str | None:
+    """Give a restorer that learns what it learnt: the file named, else the state that ships for real images.
+
+    Returns the degradation that it learnt by, None where that is not known.
+    """
+    from sembench.errors import UnavailableError
+    from sembench.execution.fits import degradation_of, find_shipped, load_state
+    from sembench.optics import DEGRADATION_RANGES
     from sembench.registry import find_method
 
     if not method.learns():
         if state is not None:
             raise InputError(f"--state {state}: restorer {restorer} does not learn: leave it out")
-        return
+        return None
     if state is not None:
         method.state = load_state(state)
-        return
+        learnt = degradation_of(state)
+        return learnt if learnt in DEGRADATION_RANGES else None
     degradation = getattr(method.settings, "degradation", "none")
-    shipped = find_shipped(find_method(restorer), method.settings, "broad" if degradation == "none" else degradation)
+    degradation = "broad" if degradation == "none" else degradation
+    shipped = find_shipped(find_method(restorer), method.settings, degradation)
     if shipped is None:
         raise UnavailableError(
             f"restorer {restorer} is not fitted and no state ships for these settings: "
             f"fit it with `sembench adapt {restorer}` and give its file with --state"
         )
     method.state = load_state(shipped.path, shipped.sha256)
+    return degradation if degradation in DEGRADATION_RANGES else None
 
 
-def _restore_one(
-    method: Any, image: Path, output: Path, picture: Path | None, crop_bottom: str, value_range: str | None
-) -> dict[str, Any]:
+def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str | None) -> dict[str, Any]:
     """Restore one image as a run does: on the grid, read-only, the result checked; returns its record."""
     import time
 
     import numpy as np
 
-    from sembench.errors import InputError
     from sembench.micrograph import to_grid, write
     from sembench.restorer import check_image
 
+    image = job.image
     micrograph = _read(image, crop_bottom, value_range)
     try:
         check_image(micrograph.pixels)
@@ -214,9 +273,12 @@ def _restore_one(
         raise InputError(f"{image}: {error}") from error
     pixels = to_grid(micrograph.pixels)
     pixels.flags.writeable = False
-    start = time.perf_counter()
     try:
-        restored = np.asarray(method.restore(pixels))
+        spread = None if job.spread is None else _spread(loaded, pixels)
+        start = time.perf_counter()
+        restored = np.asarray(loaded.method.restore(pixels))
+    except _CannotTellError:
+        raise
     except InputError as error:
         raise InputError(f"{image}: {error}") from error
     seconds = time.perf_counter() - start
@@ -226,36 +288,75 @@ def _restore_one(
         restored = to_grid(restored)
     except InputError as error:
         raise ValueError(f"the result is wrong: {error}") from error
-    write(output, restored, micrograph.pixel_size_nm)
-    if picture is not None:
+    write(job.output, restored, micrograph.pixel_size_nm)
+    if job.picture is not None:
         gap = np.full((pixels.shape[0], PICTURE_GAP), 255.0, dtype=np.float32)
-        write(picture, np.hstack([pixels, gap, restored]))
-    notices = [*micrograph.notices, *_size_lost(micrograph, output)]
+        write(job.picture, np.hstack([pixels, gap, restored]))
+    if job.spread is not None and spread is not None:
+        write(job.spread, spread, micrograph.pixel_size_nm)
+    outside = _outside(loaded, pixels)
+    notices = [*micrograph.notices, *_size_lost(micrograph, job.output), *_warning(loaded, image, outside)]
     return {
         "image": str(image),
         "status": "restored",
-        "output": str(output),
-        "picture": str(picture) if picture else None,
+        "output": str(job.output),
+        "picture": str(job.picture) if job.picture else None,
         "height": pixels.shape[0],
         "width": pixels.shape[1],
         "pixel_size_nm": micrograph.pixel_size_nm,
         "pixel_size_source": micrograph.pixel_size_source,
         "seconds": seconds,
+        "spread": None
+        if spread is None
+        else {"file": str(job.spread), "mean": float(spread.mean()), "unit": "gray levels"},
+        "outside": None if outside is None else [vars(part) for part in outside],
         "notices": notices,
     }
+
+
+def _spread(loaded: _Loaded, pixels: Any) -> Any:
+    """The restorer's own spread of an image, checked like a result."""
+    import numpy as np
+
+    found = loaded.method.uncertainty(pixels)
+    if found is None:
+        raise _CannotTellError(
+            f"--uncertainty: restorer {loaded.name} cannot tell how far its result may be off: "
+            "leave it out, or give a restorer that learns"
+        )
+    found = np.asarray(found, dtype=np.float32)
+    if found.shape != pixels.shape or not np.isfinite(found).all() or found.min() < 0:
+        raise ValueError(f"its spread is wrong: shape {found.shape}, finite values from 0 up are asked for")
+    return found
+
+
+def _outside(loaded: _Loaded, pixels: Any) -> "tuple[Outside, ...] | None":
+    """What of an image lies outside of what the restorer's state was trained on; None where that is not known."""
+    from sembench.training_domain import outside
+
+    return None if loaded.degradation is None else outside(pixels, loaded.degradation)
+
+
+def _warning(loaded: _Loaded, image: Path, outside: "tuple[Outside, ...] | None") -> list[str]:
+    if not outside:
+        return []
+    told = "; ".join(str(part) for part in outside)
+    return [f"{image}: outside of what {loaded.name} was trained on ({loaded.degradation}): {told}"]
 
 
 def _failure(image: Path, reason: str) -> dict[str, Any]:
     return {"image": str(image), "status": "failed", "reason": reason}
 
 
-def _report_restored(records: list[dict[str, Any]], restorer: str, given: dict[str, str], as_json: bool) -> None:
+def _report_restored(records: list[dict[str, Any]], loaded: _Loaded, as_json: bool) -> None:
     _tell([notice for record in records for notice in record.get("notices", [])])
     if len(records) > 1:
         _tell([record["reason"] for record in records if record["status"] == "failed"])
     if as_json:
-        _print_json({"restorer": restorer, "settings": given, "images": records})
+        learnt = {"restorer": loaded.name, "settings": loaded.given, "degradation": loaded.degradation}
+        _print_json({**learnt, "images": records})
         return
+    columns = ["image", "status", "output", "pixel size (nm)", "seconds"]
     rows = [
         [
             Path(record["image"]).name,
@@ -266,8 +367,12 @@ def _report_restored(records: list[dict[str, Any]], restorer: str, given: dict[s
         ]
         for record in records
     ]
+    if any(record.get("spread") for record in records):
+        columns.append("mean spread (gray levels)")
+        for row, record in zip(rows, records, strict=True):
+            row.append(_cell(record["spread"]["mean"]) if record.get("spread") else "")
     folders = sorted({str(Path(record["output"]).parent) for record in records if "output" in record})
-    _print_table(" -> ".join([restorer, *folders]), ["image", "status", "output", "pixel size (nm)", "seconds"], rows)
+    _print_table(" -> ".join([loaded.name, *folders]), columns, rows)
 
 
 def _progress(jobs: list[Any]) -> Any:
@@ -281,7 +386,6 @@ def _progress(jobs: list[Any]) -> Any:
 
 
 def _refuse_unwritable(output: Path) -> None:
-    from sembench.errors import InputError
     from sembench.micrograph import WRITTEN_SUFFIXES
 
     if output.suffix.lower() not in WRITTEN_SUFFIXES:
@@ -289,8 +393,6 @@ def _refuse_unwritable(output: Path) -> None:
 
 
 def _refuse_same(image: Path, output: Path) -> None:
-    from sembench.errors import InputError
-
     if image.resolve() == output.resolve():
         raise InputError(f"{output}: would overwrite {image}: give another name or folder")
 

@@ -314,6 +314,18 @@ def load_state(path: Path, sha256: str | None = None) -> "dict[str, Tensor]":
         raise InputError(f"{path}: not a fitted state: give a safetensors file that sembench wrote") from error
 
 
+def degradation_of(state: Path) -> str | None:
+    """The training degradation that the description beside a state names; None where there is none of that state."""
+    for description in (state.with_suffix(".json"), state.with_name(DESCRIPTION)):
+        try:
+            told = json.loads(description.read_bytes())
+            if told["state_sha256"] == hashlib.sha256(state.read_bytes()).hexdigest():
+                return str(told["identity"]["degradation"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
+
+
 def _locked(plan: FitPlan) -> AbstractContextManager[None]:
     busy = f"another process is fitting {plan.method.name} there: wait for it"
     return exclusive(plan.folder, busy=busy, mend="free it, or set SEMBENCH_CACHE to another folder")
