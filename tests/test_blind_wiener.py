@@ -13,7 +13,6 @@ from scipy.ndimage import gaussian_filter
 from restorers.blind_wiener import (
     BlindWiener,
     KernelEstimate,
-    aperture_transfer,
     bin_means,
     coarse_bins,
     cutoff_ratio,
@@ -24,7 +23,7 @@ from restorers.blind_wiener import (
 )
 from restorers.blind_wiener import _Likelihood as Likelihood
 from sembench.errors import InputError
-from sembench.optics import airy_psf, degrade_case
+from sembench.optics import airy_psf, aperture_transfer, degrade_case
 from sembench.restorer import Image
 
 
@@ -195,6 +194,34 @@ def test_power_beyond_the_cutoff_refuses_the_kernel(monkeypatch: pytest.MonkeyPa
     np.testing.assert_array_equal(refused, np.clip(wiener(image, held, deblur=False), 0, 255))
     lenient = BlindWiener({"excess_limit": 100.0}).restore(image)
     np.testing.assert_array_equal(lenient, np.clip(wiener(image, held), 0, 255))
+
+
+def test_a_sharp_scan_is_not_sharpened_beyond_its_truth() -> None:
+    """Noise with the lags of real fast scans, 0.48 and 0.07 along x, on a scene without blur: a kernel of about 3 px
+    is found, and undoing it would raise the error.
+    """
+    lags = np.zeros(256)
+    lags[[0, 1, -1, 2, -2]] = 1.0, 0.48, 0.48, 0.07, 0.07
+    shape = np.sqrt(np.maximum(np.fft.fft(lags).real, 0))
+    white = np.random.default_rng(3).normal(size=(256, 256))
+    noise = np.fft.ifft(np.fft.fft(white, axis=1) * shape, axis=1).real
+    scene = power_law((256, 256), 2.6, 4, 30.0)
+    image = (scene + 18 * noise / noise.std()).astype(np.float32)
+    found = estimate(image)
+    assert max(found.rx, found.ry) > 1.5
+    left = BlindWiener().restore(image)
+    sharpened = BlindWiener({"least_radius": 0.0}).restore(image)
+    as_blurred = BlindWiener({"degradation": "paper", "least_radius": 9.0}).restore(image)
+    assert mean_square(left, scene) < 0.8 * mean_square(sharpened, scene)
+    inside = (sharpened > 13) & (sharpened < 255)
+    np.testing.assert_allclose(as_blurred[inside], (sharpened[inside] - 13) / 1.045, atol=1e-3)
+
+
+def test_a_defocus_of_five_pixels_is_still_undone_in_scans() -> None:
+    image, scene = blurred(power_law((256, 256), 2.4, 2), (5.0, 5.0, 0.0), 2.0)
+    restored = BlindWiener().restore(image)
+    np.testing.assert_array_equal(restored, BlindWiener({"least_radius": 0.0}).restore(image))
+    assert mean_square(restored, scene) < 0.8 * mean_square(image, scene)
 
 
 def test_denoising_alone_never_amplifies() -> None:

@@ -9,7 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from restorers import fitting
+from restorers.blind_wiener import KernelEstimate, wiener
 from restorers.semfm import restorer as semfm
+from restorers.semfm import spectral
 from restorers.semfm.adaptation import restoration_loss
 from restorers.semfm.model import CONFIGS, MaskedAutoencoder, patchify
 from restorers.semfm.spectral import patch_arrays, spectral_estimate
@@ -129,6 +131,21 @@ def test_the_target_is_the_clean_patch_in_the_inputs_own_gain_and_offset() -> No
     whole = spectral_estimate(patch.surroundings).image[96:-96, 96:-96]
     difference = arrays["estimate"][0] - whole
     assert np.abs(difference).mean() < 0.1 * np.abs(whole - whole.mean()).mean() + 1
+
+
+def test_small_kernels_are_undone_only_where_all_images_are_blurred(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = KernelEstimate(rx=3.0, ry=2.0, theta=0.1, amplitude=0.1, gamma=2.0, noise=20.0)
+    monkeypatch.setattr(spectral, "estimate", lambda image, starts: found)
+    patch = training().batch(0)[0]
+    blurred, scan = spectral.patch_arrays(patch)["estimate"], spectral.patch_arrays_of_scans(patch)["estimate"]
+    assert blurred.std() > 1.05 * scan.std()
+    assert made(semfm.Semfm)._prepare is spectral.patch_arrays
+    assert made(semfm.Semfm, degradation="broad")._prepare is spectral.patch_arrays_of_scans
+    image = texture(240, 250)
+    as_blurred, as_scan = (begun(made(semfm.NoEncoder, degradation=name)).restore(image) for name in ("paper", "broad"))
+    np.testing.assert_allclose(as_scan, np.clip(wiener(image, found, deblur=False), 0, 255), atol=1e-3)
+    undone = (wiener(image, found) - MIDPOINT.b) / MIDPOINT.a
+    np.testing.assert_allclose(as_blurred, np.clip(undone, 0, 255), atol=1e-3)
 
 
 def test_losses_against_their_formulas() -> None:

@@ -1,6 +1,7 @@
 """The restorers of semfm: adapted by a few images, as the paper prints it, zero shot, and without its encoder."""
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -8,11 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from restorers.semfm.spectral import LEAST_CONTRAST, degraded_arrays, patch_arrays, spectral_estimate
+from restorers.blind_wiener import LEAST_RADIUS
+from restorers.semfm.spectral import (
+    LEAST_CONTRAST,
+    degraded_arrays,
+    patch_arrays,
+    patch_arrays_of_scans,
+    spectral_estimate,
+)
 from restorers.semfm.windows import blend_windows
 from sembench.errors import InputError
 from sembench.optics import MIDPOINT
-from sembench.restorer import PATCH_SIDE, Crops, Image, Need, Restorer, TrainingSet, check_image
+from sembench.restorer import PATCH_SIDE, Crops, Image, Need, Patch, Restorer, TrainingSet, check_image
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -146,13 +154,24 @@ class _Adapted(_Windowed):
             network,
             loss,
             training,
-            prepare=patch_arrays if self.physics else degraded_arrays,
+            prepare=self._prepare,
             restored=lambda network, batch: undo(network(batch)) if undo else network(batch),
             crops=self.crops,
             learning_rate=self.settings.learning_rate,
             schedule=self.schedule,
         )
         self.state, self.report = fitted.state, fitted.report
+
+    @property
+    def _blurred(self) -> bool:
+        """Whether all images are known to be blurred, so that a spectrum's kernel is undone however small it is."""
+        return bool(self.settings.degradation == "paper")
+
+    @property
+    def _prepare(self) -> Callable[[Patch], dict[str, NDArray[Any]]]:
+        if not self.physics:
+            return degraded_arrays
+        return patch_arrays if self._blurred else patch_arrays_of_scans
 
     def _undo(self, gray: Any) -> Any:
         """Undo the mean gain and offset of the degradation: those of `broad` are 1 and 0."""
@@ -163,7 +182,7 @@ class _Adapted(_Windowed):
         self.ready()
         image = np.asarray(image, dtype=np.float32)
         if self.physics:
-            found = spectral_estimate(image)
+            found = spectral_estimate(image, least_radius=0.0 if self._blurred else LEAST_RADIUS)
             restored = self._blended(image, *found)
         else:
             restored = self._blended(image, None, float(image.mean()), max(float(image.std()), LEAST_CONTRAST))

@@ -5,14 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from restorers.blind_wiener import ROUNDING_POWER, estimate, periodogram, wiener
+from restorers.blind_wiener import EXCESS_LIMIT, LEAST_RADIUS, ROUNDING_POWER, defocused, estimate, periodogram, wiener
 from sembench.restorer import Image, Patch
 
 SURROUNDINGS = 401
 """Side (px) of the part of a patch's surroundings that its spectrum is read off: its extension of 800 px is fast."""
-
-EXCESS_LIMIT = 3.5
-"""Standard deviations between power and noise beyond the cut-off that refuse a kernel, as in blind_wiener."""
 
 LEAST_CONTRAST = 4.0
 """Contrast (gray levels) below which an image counts as having this much."""
@@ -28,15 +25,16 @@ class SpectralEstimate(NamedTuple):
     contrast: float
 
 
-def spectral_estimate(image: Image, *, starts: int = 2) -> SpectralEstimate:
+def spectral_estimate(image: Image, *, starts: int = 2, least_radius: float = 0.0) -> SpectralEstimate:
     """Restore (H, W) gray levels by the kernel, scene and noise that its spectrum shows; a flat image stays flat.
 
-    starts: as in blind_wiener; 1 takes a third less time and differs by 0.02 gray levels (rms).
+    starts, least_radius: as in blind_wiener; one start takes a third less time and differs by 0.02 gray levels (rms).
     """
     restored = np.asarray(image, dtype=np.float32)
     if periodogram(restored).max() > ROUNDING_POWER:
         found = estimate(restored, starts=starts)
-        restored = wiener(restored, found, deblur=abs(found.excess) <= EXCESS_LIMIT)
+        deblur = defocused(found, excess_limit=EXCESS_LIMIT, least_radius=least_radius)
+        restored = wiener(restored, found, deblur=deblur)
     return SpectralEstimate(restored, float(restored.mean()), max(float(restored.std()), LEAST_CONTRAST))
 
 
@@ -45,10 +43,19 @@ def patch_arrays(patch: Patch) -> dict[str, NDArray[Any]]:
 
     target: the clean patch in the input's own gain and offset, as no method can know those of one draw.
     """
+    return _with_estimate(patch, 0.0)
+
+
+def patch_arrays_of_scans(patch: Patch) -> dict[str, NDArray[Any]]:
+    """As patch_arrays, where the images may be focused: kernels as small as a real scan's own beam are not undone."""
+    return _with_estimate(patch, LEAST_RADIUS)
+
+
+def _with_estimate(patch: Patch, least_radius: float) -> dict[str, NDArray[Any]]:
     side = patch.clean.shape[0]
     cut = (patch.surroundings.shape[0] - SURROUNDINGS) // 2
     area = patch.surroundings[cut : cut + SURROUNDINGS, cut : cut + SURROUNDINGS]
-    found = spectral_estimate(area, starts=1)
+    found = spectral_estimate(area, starts=1, least_radius=least_radius)
     inner = slice(patch.margin - cut, patch.margin - cut + side)
     gain, offset = (patch.degradation.a, patch.degradation.b) if patch.degradation else (1.0, 0.0)
     return {
