@@ -12,6 +12,7 @@ from scipy import stats
 
 from sembench.errors import InputError
 from sembench.statistics import mean_interval, standard_error
+from sembench.statistics.intervals import interval_ps, mean_intervals
 
 
 def _ragged(rng: np.random.Generator, groups: int) -> tuple[NDArray[np.float64], list[str]]:
@@ -65,6 +66,14 @@ def test_few_independent_groups_give_students_interval(groups: int) -> None:
     assert (found.method, found.n, found.groups) == ("t", groups, groups)
 
 
+def test_equal_groups_of_normal_cases_give_students_interval_of_their_means() -> None:
+    rng = np.random.default_rng(11)
+    values = np.repeat(rng.normal(3, 1, 6), 4) + rng.normal(0, 0.5, 24)
+    low, high = stats.t.interval(0.95, 5, values.mean(), stats.sem(values.reshape(6, 4).mean(1)))
+    found = mean_interval(values, np.repeat(np.arange(6), 4).tolist())
+    assert (found.low, found.high, found.method) == (pytest.approx(low), pytest.approx(high), "t")
+
+
 def test_bootstrap_t_is_its_slow_transcription_at_the_same_resamples() -> None:
     values, labels = _ragged(np.random.default_rng(3), 9)
     draws = 199
@@ -90,7 +99,49 @@ def test_blocks_of_resamples_do_not_change_the_interval(monkeypatch: pytest.Monk
     values, labels = _ragged(np.random.default_rng(4), 11)
     whole = mean_interval(values, labels, draws=499)
     monkeypatch.setattr("sembench.statistics.intervals._CELLS", 100)
-    assert mean_interval(values, labels, draws=499) == whole
+    found = mean_interval(values, labels, draws=499)
+    assert (found.low, found.high) == (pytest.approx(whole.low, rel=1e-12), pytest.approx(whole.high, rel=1e-12))
+
+
+@pytest.mark.parametrize("groups", [3, 5, 12])
+def test_columns_are_single_means_however_many_are_held_at_a_time(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(groups)
+    labels = np.repeat(np.arange(groups), rng.integers(1, 4, groups)).tolist()
+    values = rng.gamma(1, size=(len(labels), 5))
+    values[:, 3] = 7
+    monkeypatch.setattr("sembench.statistics.intervals._RATIOS", 2 * 199)
+    for column, found in zip(values.T, mean_intervals(values, labels, draws=199), strict=True):
+        single = mean_interval(column, labels, draws=199)
+        assert (found.low, found.high) == (pytest.approx(single.low, rel=1e-12), pytest.approx(single.high, rel=1e-12))
+        assert (found.mean, found.n, found.groups, found.method) == (
+            pytest.approx(single.mean),
+            len(labels),
+            groups,
+            single.method,
+        )
+
+
+@given(st.integers(0, 10_000), st.integers(3, 20), st.floats(-2, 2))
+@settings(max_examples=60, deadline=None)
+def test_p_of_the_interval_is_below_5_percent_exactly_where_it_leaves_0_out(
+    seed: int, groups: int, shift: float
+) -> None:
+    values, labels = _ragged(np.random.default_rng(seed), groups)
+    low, high = _ends(values - 20 + shift, labels, draws=199)
+    p = interval_ps((values - 20 + shift)[:, None], labels, seed=2604, draws=199)[0]
+    assert (p <= 0.05) == (not low <= 0 <= high)
+
+
+@pytest.mark.parametrize(("groups", "slack"), [(3, 1e-12), (7, 1e-12), (400, 0.01)])
+def test_p_of_the_interval_is_students_for_few_groups_and_nearly_so_for_many(groups: int, slack: float) -> None:
+    values = np.random.default_rng(groups).normal(0.5 / math.sqrt(groups), 1, groups)
+    p = interval_ps(values[:, None], list(range(groups)), seed=1, draws=9999)[0]
+    assert p == pytest.approx(stats.ttest_1samp(values, 0).pvalue, abs=slack)
+
+
+def test_p_of_the_interval_where_there_is_none_or_all_agree() -> None:
+    assert interval_ps([[1.0], [2.0]], "ab", seed=1, draws=99).tolist() == [1.0]
+    assert interval_ps([[1.0, 0.0]] * 9, list(range(9)), seed=1, draws=99).tolist() == [0.0, 1.0]
 
 
 def test_a_normal_sample_of_many_groups_gives_nearly_students_interval() -> None:
@@ -107,27 +158,35 @@ def test_a_long_right_tail_shifts_the_interval_upwards() -> None:
     assert high - values.mean() > 1.2 * (values.mean() - low)
 
 
-def _covered(values: NDArray[np.float64], labels: list[Any]) -> bool:
-    low, high = _ends(values, labels, draws=399)
-    return low <= 20 <= high
+def _coverage(values: NDArray[np.float64], labels: list[Any]) -> float:
+    """Share of the columns, of which the true mean is 20, whose interval covers it."""
+    found = mean_intervals(values, labels, draws=399)
+    return float(np.mean([i.low is not None and i.high is not None and i.low <= 20 <= i.high for i in found]))
 
 
-@pytest.mark.parametrize("groups", [4, 16])
-def test_intervals_cover_the_truth_as_often_as_they_promise(groups: int) -> None:
-    rng = np.random.default_rng(groups)
-    labels = np.repeat(np.arange(groups), 3).tolist()
-    runs = 600
-    draws = (20 + np.repeat(rng.normal(0, 1, groups), 3) + rng.normal(0, 0.5, 3 * groups) for _ in range(runs))
-    assert sum(_covered(values, labels) for values in draws) / runs == pytest.approx(0.95, abs=0.025)
+def _samples(rng: np.random.Generator, sizes: Any, runs: int, noise: str) -> NDArray[np.float64]:
+    """Values (cases, runs) around 20: effects of groups, and of cases half as wide."""
+
+    def draw(count: int) -> Any:
+        return rng.normal(size=(count, runs)) if noise == "normal" else rng.gamma(1, size=(count, runs)) - 1
+
+    return 20 + np.repeat(draw(len(sizes)), sizes, axis=0) + 0.5 * draw(int(sum(sizes)))
 
 
-@pytest.mark.parametrize(("groups", "least"), [(5, 0.89), (16, 0.925)])
+@pytest.mark.parametrize(("groups", "noise"), [(4, "normal"), (16, "normal"), (40, "normal"), (40, "gamma")])
+def test_intervals_cover_the_truth_as_often_as_they_promise(groups: int, noise: str) -> None:
+    values = _samples(np.random.default_rng(groups), [3] * groups, 2000, noise)
+    assert 0.93 - 0.01 <= _coverage(values, np.repeat(np.arange(groups), 3).tolist()) <= 0.97 + 0.01
+
+
+@pytest.mark.parametrize(("groups", "least"), [(5, 0.9), (16, 0.93)])
 def test_uneven_groups_cost_little_coverage_and_ignoring_them_much(groups: int, least: float) -> None:
     rng = np.random.default_rng(groups)
-    samples = [_ragged(rng, groups) for _ in range(400)]
-    covered = sum(_covered(values, labels) for values, labels in samples) / 400
-    ungrouped = sum(_covered(values, list(range(len(values)))) for values, _ in samples) / 400
-    assert least <= covered <= 0.98
+    sizes = [1, 2, 3, 4, 2, 1, 4, 1, 3, 2, 1, 4, 2, 2, 3, 1][:groups]
+    values = _samples(rng, sizes, 1000, "normal")
+    covered = _coverage(values, np.repeat(np.arange(groups), sizes).tolist())
+    ungrouped = _coverage(values, list(range(len(values))))
+    assert least - 0.02 <= covered <= 0.98
     assert ungrouped < covered - 0.05
 
 

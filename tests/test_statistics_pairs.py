@@ -13,7 +13,15 @@ from scipy import stats
 
 from sembench.errors import InputError
 from sembench.statistics import mean_interval
-from sembench.statistics.pairs import can_separate, compare_pairs, holm, sign_flip_p, smallest_p
+from sembench.statistics.pairs import (
+    can_separate,
+    compare_pairs,
+    holm,
+    paired_p,
+    paired_ps,
+    sign_flip_p,
+    smallest_p,
+)
 
 
 def test_three_groups_by_hand() -> None:
@@ -60,10 +68,27 @@ def test_drawn_p_is_near_the_exact_one() -> None:
     assert round(found * 20_000) == pytest.approx(found * 20_000)
 
 
+def test_told_apart_is_what_flips_and_interval_both_tell_apart() -> None:
+    """Six of one sign: 2 of 64 flips; with one far out Student's p is much larger."""
+    differences = [1.0, 1.1, 0.9, 1.0, 1.2, 20.0]
+    assert sign_flip_p(differences, "abcdef") == 2 / 64
+    assert paired_p(differences, "abcdef") == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+    assert paired_p([1.0, 1.1, 0.9, 1.0, 1.2, 0.8], "abcdef") == 2 / 64
+    assert paired_p([1.0, 3.0], "ab") == 1.0
+    few_far_below = [1.0] * 16 + [-2.0] * 4
+    assert paired_p(few_far_below, list(range(20))) > sign_flip_p(few_far_below, list(range(20)))
+
+
+def test_of_independent_normal_differences_the_paired_p_is_nearly_students() -> None:
+    differences = np.random.default_rng(10).normal(0.1, 1, 300)
+    found = paired_p(differences, list(range(300)))
+    assert found == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.015)
+
+
 def test_no_p_is_below_what_groups_and_draws_allow() -> None:
     for groups in (1, 4, 9, 14, 15, 16, 40):
         found = sign_flip_p([1.0] * groups, list(range(groups)))
-        assert found >= smallest_p(groups)
+        assert paired_p([1.0] * groups, list(range(groups))) >= found >= smallest_p(groups)
         if groups <= 14 or groups == 40:
             assert found == pytest.approx(smallest_p(groups))
     assert smallest_p(6) == 2 / 64
@@ -126,7 +151,7 @@ def test_pairs_of_a_table_are_the_single_tests_corrected_together() -> None:
     labels = [f"g{case // 3}" for case in range(27)]
     scores = {name: rng.normal(0.3 * place, 1, 27) for place, name in enumerate("abcd")}
     pairs = compare_pairs(scores, labels, higher=True)
-    single = [sign_flip_p(scores[a] - scores[b], labels) for a, b in itertools.combinations("abcd", 2)]
+    single = [paired_p(scores[a] - scores[b], labels) for a, b in itertools.combinations("abcd", 2)]
     assert [pair.p for pair in pairs] == single
     assert [pair.p_holm for pair in pairs] == holm(single).tolist()
     interval = pairs[0].interval
@@ -203,13 +228,31 @@ def test_intervals_of_differences_cover_the_truth(noise: str) -> None:
     assert _coverage([2] * 20, noise, 400, 5) == pytest.approx(0.95, abs=0.033)
 
 
-PROTOCOL_SIZES = {"s2s": [1] * 100, "metrology": [1] * 60 + [6]}
+def test_long_tails_on_one_side_fool_sign_flips_alone() -> None:
+    rng = np.random.default_rng(13)
+    groups = list(range(25))
+    differences = rng.gamma(1, size=(25, 3000)) - 1
+    paired = (paired_ps(differences, groups, draws=499) <= 0.05).mean()
+    flipped = np.mean([sign_flip_p(column, groups, draws=499) <= 0.05 for column in differences.T])
+    assert paired <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 3000)
+    assert flipped > 0.065
+
+
+def test_a_difference_that_is_there_is_found_as_often_as_by_students_test() -> None:
+    """Normal differences of half a standard deviation in 40 groups: Student's test has a power of 0.87."""
+    differences = np.random.default_rng(14).normal(0.5, 1, (40, 1000))
+    found = (paired_ps(differences, list(range(40)), draws=999) <= 0.05).mean()
+    students = (stats.ttest_1samp(differences, 0).pvalue <= 0.05).mean()
+    assert students - 0.03 <= found <= students + 0.01
+
+
+PROTOCOL_SIZES = {"s2s": [8] + [4] * 9 + [2] * 26 + [1] * 4, "metrology": [1] * 60 + [2] * 3}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("noise", ["normal", "laplace"])
 @pytest.mark.parametrize("protocol", PROTOCOL_SIZES)
-def test_error_rates_at_the_protocols_own_group_sizes(protocol: str, noise: str) -> None:
+def test_error_rates_of_whole_tables_at_the_protocols_own_group_sizes(protocol: str, noise: str) -> None:
     sizes = PROTOCOL_SIZES[protocol]
     false, covered = _false_findings(sizes, 5, noise, 1000, 11), _coverage(sizes, noise, 2000, 12)
     print(f"{protocol}, {noise}: any false finding in {false:.3f} of tables, coverage {covered:.3f}")
