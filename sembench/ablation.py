@@ -138,7 +138,7 @@ def ablate(
     for variant, one in zip(variants.variant, plans, strict=True):
         listener = on_record(variant.name) if on_record else None
         records += execute(one, request, listener, on_fit)
-        rows.append(replace(one.rows[0], name=variant.name))
+        rows.append(replace(one.rows[0], name=variant.name, variant={}))
     merged = replace(plans[0], rows=tuple(rows), fit_plans={k: v for one in plans for k, v in one.fit_plans.items()})
     write_derived(merged, records)
     found = _findings(variants, merged, records)
@@ -149,7 +149,9 @@ def ablate(
 def _findings(variants: VariantList, merged: RunPlan, records: list[Record]) -> Ablation:
     names = [name for name in TABLED if name in merged.metrics] or [merged.protocol.metrics.primary]
     metrics = [plugin(METRICS, name).load() for name in names]
-    compared: dict[str, Comparison] = {metric.name: compare_rows(merged.rows, records, metric) for metric in metrics}
+    compared: dict[str, Comparison] = {
+        metric.name: compare_rows(merged.rows, records, metric, most_missing=1.0) for metric in metrics
+    }
     failed = {line.row.row_id: line.failed for line in summarise(merged.rows, records, merged.metrics)}
     lines = []
     for variant, row in zip(variants.variant, merged.rows, strict=True):

@@ -1,4 +1,4 @@
-"""Restorers compared pair by pair on the cases that all of them solved, from the records of one run or two."""
+"""Restorers compared pair by pair on the cases that all ranked ones solved, from the records of one run or two."""
 
 import json
 import math
@@ -20,13 +20,17 @@ from sembench.statistics.ranks import Places, letters, rank_intervals, ranks_wit
 
 TOO_FEW_GROUPS = "too few groups to separate"
 
+MOST_MISSING = 0.1
+"""Share of the cases on which a restorer may have no value and be ranked all the same."""
+
 
 @dataclass(frozen=True)
 class Contender:
     """One restorer's place: mean over the shared cases, letters, and its ranks (None where the metric has no better).
 
     rank: from 1 + those established better to n - those established worse; rank_without_group: of its mean, lowest and
-    highest as each group is left out once. failed, undefined: cases without a restored image, and without a value.
+    highest as each group is left out once. failed, undefined: cases without a restored image, and without a value;
+    missing: cases without a value of those on which any restorer has one.
     """
 
     name: str
@@ -37,14 +41,37 @@ class Contender:
     rank_without_group: Places | None
     failed: int
     undefined: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Unranked:
+    """A restorer without a value on more than a tenth of the cases on which any has one: missing of so many cases.
+
+    mean: over its own cases, which are not those of the others; None where it has no value at all.
+    """
+
+    name: str
+    row_id: str
+    mean: Interval | None
+    failed: int
+    undefined: int
+    missing: int
+    cases: int
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ranked, in a few words."""
+        return f"no value on {self.missing} of {self.cases} cases"
 
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Restorers on the cases that all of them solved, best mean first, and every pair of them.
+    """Ranked restorers on the cases that all of them solved, best mean first, and every pair of them.
 
     controls: mean of each control that has a value on all of these cases. separable: whether there are groups enough
-    to tell any pair apart. notices: what the reader must know of cases and rows left out.
+    to tell any pair apart. unranked: restorers that lack too many values, as those would decide on which cases the
+    others are compared. notices: what the reader must know of cases and rows left out.
     """
 
     metric: MetricSpec
@@ -54,6 +81,7 @@ class Comparison:
     cases: int
     groups: int
     separable: bool
+    unranked: tuple[Unranked, ...] = ()
     notices: tuple[str, ...] = ()
 
     def against(self, name: str) -> tuple[Pair, ...]:
@@ -63,6 +91,11 @@ class Comparison:
             for contender in self.contenders:
                 if contender.row_id == name:
                     return self.against(contender.name)
+            for out in self.unranked:
+                if name in (out.name, out.row_id):
+                    raise InputError(
+                        f"--against {name}: has {out.reason} and is not ranked: name all to compare with --restorer"
+                    )
             if name in self.controls:
                 raise InputError(
                     f"--against {name}: is a control, told the truth: compare with one of {', '.join(names)}"
@@ -91,18 +124,38 @@ def equivalence_margin(metric: MetricSpec) -> float | None:
     return {"dB": 0.1, "px": 0.05}.get(metric.unit)
 
 
-def compare_rows(rows: Sequence[Row], records: Iterable[Record], metric: MetricSpec) -> Comparison:
-    """Compare the rows of a run by one metric; controls stand apart, and rows without any value are left out.
+def compare_rows(
+    rows: Sequence[Row], records: Iterable[Record], metric: MetricSpec, *, most_missing: float = MOST_MISSING
+) -> Comparison:
+    """Compare the rows of a run by one metric; controls stand apart.
 
-    Raises InputError where fewer than two restorers have values, no case is shared, or records contradict themselves.
+    Restorers without a value on more than a share `most_missing` of the cases on which any restorer has one are not
+    compared, nor are those without any value. Raises InputError where fewer than two are left, no case is shared, or
+    records contradict themselves.
     """
     names = row_labels(rows)
     by_row, groups = _by_row(rows, records)
     values = {row.row_id: _values(by_row[row.row_id].values(), metric.name) for row in rows}
     restorers = [row for row in rows if row.kind != "control"]
-    valued = [row for row in restorers if values[row.row_id]]
-    notices = [f"{names[row.row_id]} has no value of {metric.name}" for row in restorers if row not in valued]
-    shared, notice = _shared(metric, {names[row.row_id]: values[row.row_id] for row in valued})
+    every = set().union(*(values[row.row_id] for row in restorers))
+    missing = {row.row_id: len(every) - len(values[row.row_id]) for row in restorers}
+    valued = [row for row in restorers if values[row.row_id] and missing[row.row_id] <= most_missing * len(every)]
+    counts = {row.row_id: _counts(by_row[row.row_id].values(), metric.name) for row in restorers}
+    unranked = tuple(
+        Unranked(
+            names[row.row_id],
+            row.row_id,
+            mean_interval(list(own.values()), [groups[case] for case in own]) if (own := values[row.row_id]) else None,
+            *counts[row.row_id],
+            missing[row.row_id],
+            len(every),
+        )
+        for row in restorers
+        if row not in valued
+    )
+    shared, notice = _shared(metric, {names[row.row_id]: values[row.row_id] for row in valued}, unranked)
+    notices = [f"{out.name} has {out.reason} and is not ranked" for out in unranked if out.mean]
+    notices += [f"{out.name} has no value of {metric.name}" for out in unranked if not out.mean]
     notices += [notice] if notice else []
     labels = [groups[case] for case in shared]
     higher = {"higher": True, "lower": False, "none": None}[metric.better]
@@ -116,7 +169,7 @@ def compare_rows(rows: Sequence[Row], records: Iterable[Record], metric: MetricS
     if higher is not None:
         ranks = rank_intervals(list(scores), [_better_first(pair) for pair in pairs if pair.separated])
         robust = ranks_without_each_group(scores, labels, higher=higher)
-    contenders = [
+    contenders = tuple(
         Contender(
             name,
             row.row_id,
@@ -124,11 +177,11 @@ def compare_rows(rows: Sequence[Row], records: Iterable[Record], metric: MetricS
             grouped[name],
             ranks.get(name),
             robust[name] if robust else None,
-            sum(record["status"] == "failed" for record in by_row[row.row_id].values()),
-            sum(_undefined(record, metric.name) for record in by_row[row.row_id].values()),
+            *counts[row.row_id],
+            missing[row.row_id],
         )
         for name, row in zip(scores, valued, strict=True)
-    ]
+    )
     controls = {
         names[row.row_id]: mean_interval([values[row.row_id][case] for case in shared], labels)
         for row in rows
@@ -136,7 +189,15 @@ def compare_rows(rows: Sequence[Row], records: Iterable[Record], metric: MetricS
     }
     count = len(set(labels))
     separable = can_separate(count, len(pairs))
-    return Comparison(metric, tuple(contenders), tuple(pairs), controls, len(shared), count, separable, tuple(notices))
+    return Comparison(
+        metric, contenders, tuple(pairs), controls, len(shared), count, separable, unranked, tuple(notices)
+    )
+
+
+def _counts(records: Iterable[Record], metric: str) -> tuple[int, int]:
+    """The cases without a restored image, and those without a value."""
+    kept = list(records)
+    return sum(record["status"] == "failed" for record in kept), sum(_undefined(record, metric) for record in kept)
 
 
 def _by_row(rows: Sequence[Row], records: Iterable[Record]) -> tuple[dict[str, dict[str, Record]], dict[str, str]]:
@@ -154,10 +215,19 @@ def _by_row(rows: Sequence[Row], records: Iterable[Record]) -> tuple[dict[str, d
     return by_row, groups
 
 
-def _shared(metric: MetricSpec, values: Mapping[str, dict[str, float]]) -> tuple[list[str], str]:
+def _shared(
+    metric: MetricSpec, values: Mapping[str, dict[str, float]], unranked: Sequence[Unranked]
+) -> tuple[list[str], str]:
     """The cases on which every restorer has a value, sorted; and what is to be said of the others, if there are any."""
     if len(values) < 2:
         having = f"only {next(iter(values))} has" if values else "no restorer has"
+        many = [out for out in unranked if out.mean]
+        if many:
+            lacking = ", ".join(f"{out.name} {out.missing}" for out in many)
+            raise InputError(
+                f"{having} values of {metric.name} on enough of the {many[0].cases} cases (without one: {lacking}): "
+                "name those to compare all the same with --restorer"
+            )
         raise InputError(f"{having} values of {metric.name}: a comparison needs two restorers at least")
     shared = set.intersection(*(set(own) for own in values.values()))
     if not shared:
@@ -200,18 +270,23 @@ def _undefined(record: Record, metric: str) -> bool:
 
 
 def row_labels(rows: Sequence[Row]) -> dict[str, str]:
-    """Row id -> the restorer's name; where a name stands for several rows, with the settings that tell them apart."""
+    """Row id -> the restorer's name, with its variant where it is not the protocol's own row.
+
+    Where that stands for several rows, with the settings that tell them apart, or the row id where none do.
+    """
     labels = {}
     for row in rows:
-        namesakes = [other for other in rows if other.name == row.name]
+        namesakes = [other for other in rows if other.label == row.label]
         described = {other.row_id: _distinct_settings(other, namesakes) for other in namesakes}
         if len(namesakes) == 1:
-            labels[row.row_id] = row.name
+            labels[row.row_id] = row.label
         elif len(set(described.values())) == len(namesakes):
-            labels[row.row_id] = f"{row.name} ({described[row.row_id]})"
+            told = ", ".join(text for text in (row.variant_told, described[row.row_id]) if text)
+            labels[row.row_id] = f"{row.name} ({told})"
         else:
             labels[row.row_id] = row.row_id
-    return labels
+    doubled = {label for label, count in Counter(labels.values()).items() if count > 1}
+    return {row_id: row_id if label in doubled else label for row_id, label in labels.items()}
 
 
 def _distinct_settings(row: Row, namesakes: Sequence[Row]) -> str:
@@ -246,7 +321,7 @@ def compare_runs(
     notices = [f"{run.folder}: the last record is torn and left out" for run in runs if run.torn]
     if len(runs) == 2:
         notices += _contradictions(runs[0], runs[1], spec)
-    found = compare_rows(chosen, records.values(), spec)
+    found = compare_rows(chosen, records.values(), spec, most_missing=1.0 if restorers else MOST_MISSING)
     return runs[0], replace(found, notices=(*notices, *found.notices))
 
 
@@ -335,6 +410,18 @@ def as_json(run: RecordedRun, comparison: Comparison, pairs: Iterable[Pair]) -> 
                 "undefined": contender.undefined,
             }
             for contender in comparison.contenders
+        ],
+        "unranked": [
+            {
+                "restorer": out.name,
+                "row": out.row_id,
+                "mean": out.mean.mean if out.mean else None,
+                "failed": out.failed,
+                "undefined": out.undefined,
+                "missing": out.missing,
+                "cases": out.cases,
+            }
+            for out in comparison.unranked
         ],
         "controls": {name: interval.mean for name, interval in comparison.controls.items()},
         "pairs": [

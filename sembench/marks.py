@@ -1,4 +1,4 @@
-"""What must be known beside a restorer's rank: that it lost structure, or moves what is measured."""
+"""What must be known beside a restorer's rank: trained on a score, structure lost, or what is measured moved."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sembench.execution.plan import Row
 from sembench.execution.records import Record
 from sembench.statistics import Interval, mean_interval
-from sembench.statistics.pairs import SIGNIFICANCE, holm, sign_flip_p
+from sembench.statistics.pairs import SIGNIFICANCE, holm, paired_p
 
 INPUT = "input"
 CD_BIAS = "cd_bias"
@@ -41,7 +41,7 @@ def cd_biases(rows: Sequence[Row], records: Iterable[Record]) -> dict[str, Bias]
         values = _values(kept, row.row_id, CD_BIAS)
         if row.kind != "control" and values:
             cases, groups = zip(*values.values(), strict=True)
-            found[row.row_id] = (mean_interval(cases, groups), sign_flip_p(cases, groups))
+            found[row.row_id] = (mean_interval(cases, groups), paired_p(cases, groups))
     corrected = holm([p for _, p in found.values()])
     return {name: Bias(mean, float(p)) for (name, (mean, _)), p in zip(found.items(), corrected, strict=True)}
 
@@ -49,8 +49,9 @@ def cd_biases(rows: Sequence[Row], records: Iterable[Record]) -> dict[str, Bias]
 def marks(rows: Sequence[Row], records: Iterable[Record]) -> dict[str, tuple[Mark, ...]]:
     """Row id -> marks of each restorer that has any.
 
-    SSIM below the input's: mean difference over the cases of both, its 95 % interval below 0 where there is one. CD
-    biased: the bias is established; told with the PSNR where that rose above the input's. Matched metrics before plain.
+    Trained on: the metrics that its training looked at, as it declares. SSIM below the input's: mean difference over
+    the cases of both, its 95 % interval below 0 where there is one. CD biased: the bias is established; told with the
+    PSNR where that rose above the input's. Matched metrics before plain.
     """
     kept = list(records)
     inputs = next((row.row_id for row in rows if row.name == INPUT), None)
@@ -59,7 +60,7 @@ def marks(rows: Sequence[Row], records: Iterable[Record]) -> dict[str, tuple[Mar
     for row in rows:
         if row.kind == "control":
             continue
-        own = []
+        own = [_trained_on(row)] if row.trained_on else []
         if inputs is not None and row.row_id != inputs:
             change = _gain(kept, row.row_id, inputs, ("ssim_matched", "ssim"))
             if change is not None and _below_0(change[1]):
@@ -76,6 +77,11 @@ def marks(rows: Sequence[Row], records: Iterable[Record]) -> dict[str, tuple[Mar
         if own:
             found[row.row_id] = tuple(own)
     return found
+
+
+def _trained_on(row: Row) -> Mark:
+    names = ", ".join(name.upper() for name in row.trained_on)
+    return Mark(f"trained on {names}", f"its training minimised {names} or selected by it, as it declares")
 
 
 def _below_0(interval: Interval) -> bool:

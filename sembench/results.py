@@ -16,7 +16,7 @@ from sembench.protocol import Protocol
 from sembench.registry import METRICS, plugin
 from sembench.statistics import Interval, mean_interval
 
-CASE_COLUMNS = ("restorer", "settings", "case", "group", "status")
+CASE_COLUMNS = ("restorer", "variant", "row", "settings", "case", "group", "status")
 ALIGNMENT_COLUMNS = {
     "shift_left_median_px": "residual_median_px",
     "shift_left_p95_px": "residual_p95_px",
@@ -119,8 +119,10 @@ def as_json(summary: Sequence[SummaryRow], folder: Path) -> dict[str, Any]:
         "rows": [
             {
                 "restorer": line.row.name,
+                "row": line.row.row_id,
                 "kind": line.row.kind,
                 "settings": line.row.settings,
+                "variant": line.row.variant,
                 "solved": line.solved,
                 "failed": line.failed,
                 "left_out": line.left_out,
@@ -161,14 +163,14 @@ def _full(value: float | None) -> str:
 
 def write_cases(path: Path, rows: Sequence[Row], records: Sequence[Record], metrics: Sequence[str]) -> None:
     """cases.csv: one row a restorer and case, full precision, then gray-level digests, seconds and the reason."""
-    settings = {row.row_id: _settings_text(row.settings) for row in rows}
+    told = {row.row_id: (row.variant_told, row.row_id, _settings_text(row.settings)) for row in rows}
     aligned = ALIGNMENT_COLUMNS if any("alignment" in record for record in records) else {}
     step, file = ("embed", "embeddings") if any("tiles" in record for record in records) else ("restore", "image")
     header = [*CASE_COLUMNS, *metrics, *aligned, f"{step}_seconds", f"{file}_sha256", "reason"]
     lines = [
         [
             record["restorer"],
-            settings[record["row"]],
+            *told[record["row"]],
             record["case"],
             record["group"],
             record["status"],
@@ -183,6 +185,13 @@ def write_cases(path: Path, rows: Sequence[Row], records: Sequence[Record], metr
     _write_csv(path, header, lines)
 
 
+def ordering_metric(protocol: Protocol, metrics: Sequence[str]) -> MetricSpec:
+    """The protocol's primary metric or, where it could not be computed, the first of those that could."""
+    name = protocol.metrics.primary if protocol.metrics.primary in metrics else metrics[0]
+    found: MetricSpec = plugin(METRICS, name).load()
+    return found
+
+
 def write_tables(
     folder: Path, protocol: Protocol, rows: Sequence[Row], metrics: Sequence[str], records: Sequence[Record]
 ) -> tuple[list[SummaryRow], dict[str, list[SummaryRow]], MetricSpec]:
@@ -190,8 +199,7 @@ def write_tables(
 
     Returns the summary in table order, that of each kind of cases, and the metric that orders them.
     """
-    name = protocol.metrics.primary if protocol.metrics.primary in metrics else metrics[0]
-    primary = plugin(METRICS, name).load()
+    primary = ordering_metric(protocol, metrics)
     summary = ordered(summarise(rows, records, metrics), primary)
     apart = {kind: ordered(summarise(rows, in_stratum(records, kind), metrics), primary) for kind in strata(records)}
     write_cases(folder / "cases.csv", rows, records, metrics)
@@ -207,6 +215,8 @@ def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[s
     header = [
         "restorer",
         "kind",
+        "variant",
+        "row",
         "settings",
         "solved",
         "failed",
@@ -215,7 +225,8 @@ def write_summary(path: Path, summary: Sequence[SummaryRow], metrics: Sequence[s
     ]
     lines = []
     for line in summary:
-        cells: list[Any] = [line.row.name, line.row.kind, _settings_text(line.row.settings)]
+        row = line.row
+        cells: list[Any] = [row.name, row.kind, row.variant_told, row.row_id, _settings_text(row.settings)]
         cells += [line.solved, line.failed, line.left_out]
         for name in metrics:
             interval = line.metrics[name]

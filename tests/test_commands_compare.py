@@ -135,7 +135,7 @@ def test_only_cases_that_all_solved_count_and_the_others_are_told(tell: Tell, tm
             void = row["restorer"] == "like_good" and case == "c02"
             records.append(_record(row, case, None if void else value, "failed" if lost else "ok"))
     run = _write(tmp_path / "run", rows, records)
-    found = json.loads(tell(run, "--json")[1])
+    found = json.loads(tell(run, "--json", "--restorer", "input,good,like_good")[1])
     assert (found["cases"], found["groups"]) == (9, 9)
     counts = {line["restorer"]: (line["failed"], line["undefined"]) for line in found["restorers"]}
     assert counts == {"input": (0, 0), "good": (2, 0), "like_good": (0, 1)}
@@ -143,6 +143,62 @@ def test_only_cases_that_all_solved_count_and_the_others_are_told(tell: Tell, tm
     mean = next(line["mean"] for line in found["restorers"] if line["restorer"] == "input")
     assert mean == pytest.approx(np.mean([_scores("input")[case] for case in CASES[3:]]))
     assert json.loads(tell(run, "--json", "--restorer", "input,like_good")[1])["cases"] == 11
+
+
+def test_who_lacks_more_than_a_tenth_of_the_cases_does_not_decide_on_which_the_others_are_ranked(
+    tell: Tell, tmp_path: Path
+) -> None:
+    """One of twelve cases is less than a tenth, two are more: whoever lacks two stands apart, with its counts."""
+    rows = [_row("input"), _row("good"), _row("like_good")]
+    records = []
+    for row in rows:
+        for case, value in _scores(row["restorer"]).items():
+            lost = row["restorer"] == "good" and case in ("c00", "c01")
+            void = row["restorer"] == "like_good" and case == "c02"
+            records.append(_record(row, case, None if void else value, "failed" if lost else "ok"))
+    run = _write(tmp_path / "run", rows, records)
+    found = json.loads(tell(run, "--json")[1])
+    assert (found["cases"], found["groups"]) == (11, 11)
+    assert [line["restorer"] for line in found["restorers"]] == ["like_good", "input"]
+    (out,) = found["unranked"]
+    assert (out["restorer"], out["failed"], out["undefined"], out["missing"], out["cases"]) == ("good", 2, 0, 2, 12)
+    assert out["mean"] == pytest.approx(np.mean([_scores("good")[case] for case in CASES[2:]]))
+    assert "good has no value on 2 of 12 cases and is not ranked" in found["notices"]
+    assert {name for pair in found["pairs"] for name in (pair["restorer"], pair["against"])} == {"input", "like_good"}
+    _, output, _ = tell(run)
+    assert "unranked" in next(line for line in output.splitlines() if " good " in line)
+    _refused(tell(run, "--against", "good"), "no value on 2 of 12 cases", "--restorer")
+    alone = _write(tmp_path / "alone", rows[:2], [record for record in records if record["restorer"] != "like_good"])
+    _refused(tell(alone), "only input has values of ssim on enough of the 12 cases", "good 2", "--restorer")
+
+
+def test_who_fails_on_most_cases_takes_none_from_the_others(tell: Tell, tmp_path: Path) -> None:
+    rows = [_row("input"), _row("good"), _row("like_good")]
+    lost = {"good": CASES[:1], "like_good": CASES[5:]}
+    records = [
+        _record(row, case, value, "failed" if case in lost.get(row["restorer"], ()) else "ok")
+        for row in rows
+        for case, value in _scores(row["restorer"]).items()
+    ]
+    found = json.loads(tell(_write(tmp_path / "run", rows, records), "--json")[1])
+    assert [line["restorer"] for line in found["restorers"]] == ["good", "input"]
+    assert found["cases"] == 11
+    assert [(out["restorer"], out["missing"]) for out in found["unranked"]] == [("like_good", 7)]
+
+
+def test_a_variant_is_named_beside_the_protocols_own_row(tell: Tell, tmp_path: Path) -> None:
+    plain, few = _row("good", {"width": 3}, "good-1"), _row("good", {"width": 3}, "good-2") | {"variant": {"pairs": 2}}
+    records = []
+    for row, shift in ((plain, 0.0), (few, -0.05)):
+        about = {name: value for name, value in row.items() if name != "variant"}
+        records += [_record(about, case, value + shift) for case, value in _scores("good").items()]
+    found = json.loads(tell(_write(tmp_path / "run", [plain, few], records), "--json")[1])
+    assert [line["restorer"] for line in found["restorers"]] == ["good", "good (pairs=2)"]
+    alone = [row for row in records if row["row"] == "good-2"]
+    other = _row("input")
+    records = alone + [_record(other, case, value) for case, value in _scores("input").items()]
+    found = json.loads(tell(_write(tmp_path / "alone", [few, other], records), "--json")[1])
+    assert {line["restorer"] for line in found["restorers"]} == {"good (pairs=2)", "input"}, "also without its namesake"
 
 
 def test_few_groups_are_said_to_be_few(tell: Tell, tmp_path: Path) -> None:
@@ -244,7 +300,9 @@ def test_damaged_folders_are_one_line(tell: Tell, tmp_path: Path) -> None:
 def test_no_case_in_common_is_one_line(tell: Tell, tmp_path: Path) -> None:
     rows = [_row("input"), _row("good")]
     records = [_record(rows[i % 2], case, BASE[case]) for i, case in enumerate(CASES)]
-    _refused(tell(_write(tmp_path / "run", rows, records)), "no case has a value of ssim from all 2 restorers")
+    run = _write(tmp_path / "run", rows, records)
+    _refused(tell(run), "no restorer has values of ssim on enough of the 12 cases", "input 6, good 6")
+    _refused(tell(run, "--restorer", "input,good"), "no case has a value of ssim from all 2 restorers")
     void = [_record(row, case, BASE[case] if row is rows[0] else None) for row in rows for case in CASES]
     _refused(tell(_write(tmp_path / "void", rows, void)), "only input has values of ssim")
 

@@ -1,5 +1,6 @@
 """`sembench run` with plugins that misbehave outside their restore call, and what a run folder may hold."""
 
+import csv
 import json
 import os
 import shutil
@@ -65,6 +66,14 @@ class Listed(Restorer):
         blocks: tuple[int, ...] = Field((1, 2), description="of each resolution")
     def restore(self, image, /):
         return image / sum(self.settings.blocks)
+
+class Perceptive(Restorer):
+    """Was trained on what it may be scored by."""
+    @classmethod
+    def trained_on(cls, settings):
+        return ("lpips",)
+    def restore(self, image, /):
+        return image + 1
 
 class Exits(Restorer):
     """Calls sys.exit."""
@@ -148,6 +157,36 @@ def test_a_setting_may_hold_several_values(bench: Path) -> None:
     code, out, errors = ask(bench, *small("--restorer", "methods.py:Listed", "--limit", "1", "--json"))
     assert code == 0, errors
     assert json.loads(out)["rows"][0]["failed"] == 0
+
+
+def test_every_row_of_the_folder_stands_in_its_tables_and_those_of_the_command_on_the_screen(bench: Path) -> None:
+    methods = "input,methods.py:Perceptive"
+    code, output, _ = ask(bench, *small("--restorer", methods, "--limit", "2"))
+    assert code == 0
+    shown = {line.split()[1]: line for line in output.splitlines() if line.startswith("│")}
+    assert "trained on LPIPS" in shown["Perceptive"]
+    assert shown["input"].split("│")[2].strip() == "a"
+    code, output, errors = ask(bench, *small("--restorer", "gaussian", "--set", "gaussian.sigma=2", "--limit", "1"))
+    assert code == 0, errors
+    assert "│ gaussian (sigma=2.0)" in output
+    assert "│ input" not in output
+    assert "also hold Perceptive, input, of earlier commands" in output
+    with (bench / "out" / "summary.csv").open(newline="") as file:
+        rows = {row["restorer"]: row for row in csv.DictReader(file)}
+    assert {name: (row["variant"], row["solved"]) for name, row in rows.items()} == {
+        "gaussian": ("sigma=2.0", "1"),
+        "input": ("", "2"),
+        "Perceptive": ("", "2"),
+    }
+    report = (bench / "out" / "report.html").read_text()
+    assert all(name in report for name in ("(sigma=2.0)", "Perceptive", "trained on LPIPS"))
+    description = json.loads((bench / "out" / "run.json").read_text())
+    assert (description["limit"], len(description["cases"])) == (2, 2)
+    source = bench / "methods.py"
+    source.write_text(source.read_text().replace("image + 1", "image + 2"))
+    assert ask(bench, *small("--restorer", "methods.py:Perceptive", "--limit", "1"))[0] == 0
+    with (bench / "out" / "summary.csv").open(newline="") as file:
+        assert [row["restorer"] for row in csv.DictReader(file)].count("Perceptive") == 1, "what it was before is gone"
 
 
 def test_a_worker_ends_soon_after_its_run_was_killed(bench: Path) -> None:

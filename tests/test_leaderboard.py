@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from sembench import phantom, protocol
 from sembench.cases import fields
+from sembench.cases.flat import FIELDS
 from sembench.errors import CheckError, InputError, WriteError
 from sembench.execution import local, worker
 from sembench.execution.plan import row_id
@@ -28,6 +29,7 @@ from sembench.leaderboard.bundle import CHECKSUMS, bundle_files, digest, read_bu
 from sembench.leaderboard.claims import Depth, Finding
 from sembench.leaderboard.publish import publish
 from sembench.leaderboard.ranking import ranked, row_of
+from sembench.leaderboard.render import markdown, read_tabs, write_page
 from sembench.leaderboard.rows import as_csv, parse_rows, read_rows
 from sembench.leaderboard.submission import review
 from sembench.leaderboard.verify import verify
@@ -58,11 +60,23 @@ ry = 2.0
 primary = "psnr"
 names = ["psnr", "ssim"]
 """
+PLUGIN = '''
+from sembench.restorer import Restorer
+
+class Sharp(Restorer):
+    """Was trained on what it is scored by."""
+    @classmethod
+    def trained_on(cls, settings):
+        return ("lpips",)
+    def restore(self, image, /):
+        return image
+'''
 RESTORERS = ("input", "gaussian", "median", "affine")
 TABLE = "small-v1.csv"
 CASES = 8
 NOTHING = Depth(sample=0, restore=0)
 METRICS = ("psnr", "ssim")
+COLUMNS = (*METRICS, "invented_structure")
 
 
 def _here(job: worker.Job, function: Callable[..., Any], tasks: list[tuple[Any, ...]]) -> list[Any]:
@@ -140,8 +154,8 @@ def _unproven(findings: list[Finding]) -> set[str]:
     return {finding.check for finding in findings if finding.outcome == "not proven"}
 
 
-def _edit_records(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
-    path = folder / "records.jsonl"
+def _edit_records(folder: Path, edit: Callable[[dict[str, Any]], None], name: str = "records.jsonl") -> None:
+    path = folder / name
     records = [json.loads(line) for line in path.read_text().splitlines()]
     for record in records:
         edit(record)
@@ -191,10 +205,10 @@ def test_restorers_are_ranked_and_controls_are_not(published: Path) -> None:
 def test_a_bundle_is_named_by_its_content_and_lists_the_images_that_lie_outside(run: Path, published: Path) -> None:
     for row in read_rows(published / TABLE):
         folder = published / row.bundle
-        assert sorted(path.name for path in folder.iterdir()) == ["cases.csv", CHECKSUMS, "run.json"]
+        assert sorted(path.name for path in folder.iterdir()) == ["cases.csv", CHECKSUMS, "flat.csv", "run.json"]
         assert folder.name == hashlib.sha256((folder / CHECKSUMS).read_bytes()).hexdigest()[:16]
         sums = dict(reversed(line.split("  ", 1)) for line in (folder / CHECKSUMS).read_text().splitlines())
-        assert len(sums) == 2 + CASES
+        assert len(sums) == 3 + CASES + FIELDS
         for name, sha256 in sums.items():
             place = run if name.startswith("restored/") else folder
             assert hashlib.sha256((place / name).read_bytes()).hexdigest() == sha256
@@ -232,7 +246,7 @@ def test_another_result_of_a_row_replaces_it_and_its_bundle(copied: Path, leader
     assert len(rows) == len(RESTORERS)
 
 
-def test_failed_cases_are_counted_and_ranks_rest_on_the_others(copied: Path, leaderboard: Path) -> None:
+def test_failed_cases_are_counted_with_their_reason(copied: Path, leaderboard: Path) -> None:
     def fail(record: dict[str, Any]) -> None:
         if record["restorer"] == "gaussian" and record["case"] == "P001":
             for name in ("metrics", "undefined", "image", "image_sha256"):
@@ -243,10 +257,102 @@ def test_failed_cases_are_counted_and_ranks_rest_on_the_others(copied: Path, lea
     done = publish(copied, leaderboard, NOTHING)
     rows = {row.restorer: row for row in done.after}
     assert (rows["gaussian"].solved, rows["gaussian"].failed) == (CASES - 1, 1)
-    assert rows["median"].ranked_cases == CASES - 1
+    assert (rows["gaussian"].rank, rows["gaussian"].missing, rows["median"].ranked_cases) == (None, 1, CASES)
     (reason,) = [r["reason"] for r in read_bundle(leaderboard / rows["gaussian"].bundle).records if "reason" in r]
     assert "<b>died</b>" in reason
     assert not _failed(verify(leaderboard, NOTHING))
+
+
+def test_flat_fields_are_published_beside_the_metrics_and_rank_nobody(run: Path, published: Path) -> None:
+    flat = [json.loads(line) for line in (run / "flat.jsonl").read_text().splitlines()]
+    rows = {row.restorer: row for row in read_rows(published / TABLE)}
+    for name, row in rows.items():
+        values = [record["metrics"]["invented_structure"] for record in flat if record["restorer"] == name]
+        interval = row.scores["invented_structure"].interval
+        assert interval is not None
+        assert interval.mean == pytest.approx(np.mean(values), rel=1e-12)
+        assert interval.n == FIELDS
+        assert row.cases == CASES
+    mean = {name: row.scores["invented_structure"].interval for name, row in rows.items()}
+    assert mean["input"] is not None
+    assert mean["input"].mean == 1
+    assert mean["gaussian"] is not None
+    assert mean["gaussian"].mean < 1
+
+
+def test_what_is_told_of_flat_fields_is_verified(run: Path, copied: Path, tmp_path: Path) -> None:
+    path = copied / "flat.jsonl"
+    lines = path.read_text().splitlines()
+
+    def forge(**changed: Any) -> None:
+        first = json.loads(lines[0])
+        first.update(changed)
+        path.write_text("\n".join([json.dumps(first), *lines[1:]]) + "\n")
+
+    sampled = Depth(sample=1, restore=0)
+    assert not _failed(verify(copied, sampled))
+    first = json.loads(lines[0])
+    forge(metrics={"invented_structure": first["metrics"]["invented_structure"] * 0.5})
+    assert "comes out as" in _failed(verify(copied, Depth(sample=FIELDS, restore=0)))["flat fields"]
+    assert "comes out as" in _failed(verify(copied, Depth(sample=0, restore=FIELDS)))["flat fields"]
+    forge(case="flat-P009")
+    assert "no flat field" in _failed(verify(copied, NOTHING))["flat fields"]
+    forge(image_sha256="0" * 64)
+    assert "SHA-256" in _failed(verify(copied, NOTHING))["flat fields"]
+    path.write_text("".join(f"{line}\n" for line in lines if first["row"] not in line))
+    findings = verify(copied, NOTHING)
+    assert not _failed(findings)
+    assert any(f.check == "flat fields" and first["row"] in f.told for f in findings if f.outcome == "not proven")
+    path.unlink()
+    done = publish(copied, tmp_path / "to", NOTHING)
+    assert all(row.scores["invented_structure"].interval is None for row in done.after)
+    assert not _failed(verify(tmp_path / "to", NOTHING))
+
+
+def test_a_restorer_that_lacks_more_than_a_tenth_of_the_cases_is_listed_unranked(
+    copied: Path, leaderboard: Path
+) -> None:
+    def refuse(record: dict[str, Any]) -> None:
+        if record["restorer"] == "gaussian" and record["case"] in ("P001", "P002"):
+            record["metrics"]["psnr"] = None
+            record["undefined"] = {"psnr": "refused"}
+
+    _edit_records(copied, refuse)
+    done = publish(copied, leaderboard, NOTHING)
+    rows = {row.restorer: row for row in done.after}
+    out = rows["gaussian"]
+    assert (out.rank, out.letters, out.ranked_cases, out.missing) == (None, "", None, 2)
+    assert (out.solved, out.scores["psnr"].undefined) == (CASES, 2)
+    for name in ("input", "median"):
+        assert (rows[name].ranked_cases, rows[name].missing) == (CASES, 0)
+        assert rows[name].rank is not None
+        assert rows[name].rank[1] <= 2
+    assert rows["affine"].missing is None
+    assert not _failed(verify(leaderboard, NOTHING))
+    rows_told = read_rows(leaderboard / TABLE)
+    spoilt = [replace(row, missing=0) if row.restorer == "gaussian" else row for row in rows_told]
+    (leaderboard / TABLE).write_bytes(as_csv(spoilt, COLUMNS))
+    assert "missing" in _failed(verify(leaderboard, NOTHING))["ranks"]
+
+
+def test_what_a_row_is_a_variant_of_is_verified(copied: Path, leaderboard: Path) -> None:
+    """Whoever leaves out that a setting is not the default, or claims one that is, is found by the installed method."""
+    described = json.loads((copied / "run.json").read_text())["rows"]
+    assert all(row["variant"] == {} and row["trained_on"] == [] for row in described)
+
+    def claim(**told: Any) -> None:
+        _edit_description(copied, lambda d: [row.update(told) for row in d["rows"] if row["restorer"] == "median"])
+
+    claim(variant={"size": 7})
+    assert "variant" in _failed(verify(copied, NOTHING))["identity"]
+    with pytest.raises(CheckError, match="variant"):
+        publish(copied, leaderboard, NOTHING)
+    claim(variant={}, trained_on=["lpips"])
+    assert "trained on" in _failed(verify(copied, NOTHING))["identity"]
+    _edit_description(copied, lambda d: [row.pop(name) for row in d["rows"] for name in ("variant", "trained_on")])
+    assert not _failed(verify(copied, NOTHING))
+    publish(copied, leaderboard, NOTHING)
+    assert all(row.variant == {} for row in read_rows(leaderboard / TABLE))
 
 
 def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, tmp_path: Path) -> None:
@@ -268,7 +374,8 @@ def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, 
         if record["row"] == old:
             record.update(row=new, image=record["image"].replace(old, new))
 
-    _edit_records(copied, move)
+    for name in ("records.jsonl", "flat.jsonl"):
+        _edit_records(copied, move, name)
     with pytest.raises(InputError, match="say with --states"):
         publish(copied, tmp_path / "to", NOTHING, restorers=("median",))
     done = publish(copied, tmp_path / "to", NOTHING, restorers=("median",), states="https://example.org/states")
@@ -306,9 +413,6 @@ def test_simulated_images_unpublished_protocols_and_unfinished_runs_are_refused(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = (copied / "records.jsonl").read_text().splitlines(keepends=True)
-    (copied / "records.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(InputError, match=f"has {CASES - 1} of {CASES} cases"):
-        publish(copied, tmp_path / "to", NOTHING)
     (copied / "records.jsonl").write_text("".join(lines)[:-5])
     with pytest.raises(InputError, match="torn"):
         publish(copied, tmp_path / "to", NOTHING)
@@ -322,11 +426,78 @@ def test_simulated_images_unpublished_protocols_and_unfinished_runs_are_refused(
         publish(copied, tmp_path / "to", NOTHING)
 
 
+def test_all_rows_of_a_folder_that_are_eligible_are_published_and_the_others_told(copied: Path, tmp_path: Path) -> None:
+    lines = (copied / "records.jsonl").read_text().splitlines(keepends=True)
+    last = json.loads(lines[-1])["restorer"]
+    (copied / "records.jsonl").write_text("".join(lines[:-1]))
+    done = publish(copied, tmp_path / "to", NOTHING)
+    assert {row.restorer for row in done.after} == {*RESTORERS} - {last}
+    (reason,) = done.left_out
+    assert f"has {CASES - 1} of {CASES} cases" in reason
+    assert not _failed(verify(tmp_path / "to", NOTHING))
+    with pytest.raises(InputError, match=f"has {CASES - 1} of {CASES} cases"):
+        publish(copied, tmp_path / "to", NOTHING, restorers=("median", last))
+    for row in read_run(copied).rows:
+        if row.name != last:
+            done = publish(copied, tmp_path / row.name, NOTHING, restorers=(row.row_id,))
+            assert [new.restorer for new in done.after] == [row.name]
+    (copied / "records.jsonl").write_text(lines[0])
+    with pytest.raises(InputError, match=r"not published: .* cases"):
+        publish(copied, tmp_path / "none", NOTHING)
+    assert not (tmp_path / "none").exists()
+
+
+def test_of_two_codes_of_one_restorer_none_is_published_unless_it_is_named(copied: Path, tmp_path: Path) -> None:
+    described = json.loads((copied / "run.json").read_text())["rows"]
+    (median,) = (row for row in described if row["restorer"] == "median")
+    newer = median | {"version": 2, "row": row_id("median", 2, median["settings"])}
+    _edit_description(copied, lambda told: told["rows"].append(newer))
+    shutil.copytree(copied / "restored" / median["row"], copied / "restored" / newer["row"])
+    path = copied / "records.jsonl"
+    path.write_text(
+        path.read_text()
+        + "".join(
+            line.replace(median["row"], newer["row"]) + "\n"
+            for line in path.read_text().splitlines()
+            if median["row"] in line
+        )
+    )
+    done = publish(copied, tmp_path / "to", NOTHING)
+    assert {row.restorer for row in done.after} == {*RESTORERS} - {"median"}
+    assert all("one restorer of other code" in reason for reason in done.left_out)
+    assert len(done.left_out) == 2
+    done = publish(copied, tmp_path / "to", NOTHING, restorers=(newer["row"],))
+    assert {row.row for row in done.after if row.restorer == "median"} == {newer["row"]}
+
+
 def test_a_run_that_verifying_finds_wrong_is_not_published(copied: Path, tmp_path: Path) -> None:
     _edit_records(copied, lambda record: record["metrics"].update(psnr=record["metrics"]["psnr"] + 0.001))
     with pytest.raises(CheckError, match="psnr is recorded as"):
         publish(copied, tmp_path / "to", Depth(sample=1, restore=0))
     assert not (tmp_path / "to").exists()
+
+
+def test_a_method_that_was_trained_on_a_score_says_so_beside_its_rank(patched: None, tmp_path: Path) -> None:
+    (tmp_path / "sharp.py").write_text(PLUGIN)
+    folder = _run(tmp_path / "run", restorers=("input", "gaussian", f"{tmp_path / 'sharp.py'}:Sharp"))
+    publish(folder, tmp_path / "board", NOTHING)
+    rows = {row.restorer: row for row in read_rows(tmp_path / "board" / TABLE)}
+    assert rows["Sharp"].marks.split("; ")[0] == "trained on LPIPS"
+    assert "trained" not in rows["input"].marks + rows["gaussian"].marks
+    assert not _failed(verify(tmp_path / "board", NOTHING))
+    (tab,) = read_tabs(tmp_path / "board")
+    header, *lines = (line.split(" | ") for line in markdown(tab).splitlines())
+    column = header.index("marks")
+    assert header[column - 1] == "rank"
+    assert [line[0].strip("| ") for line in lines if "trained on LPIPS" in line[column]] == ["Sharp"]
+    page = write_page(tmp_path / "board", [tab]).read_text()
+    assert "its training minimised LPIPS or selected by it, as it declares" in page
+    table = tmp_path / "board" / TABLE
+    table.write_text(table.read_text().replace("trained on LPIPS", ""))
+    assert "marks" in _failed(verify(tmp_path / "board", NOTHING))["ranks"]
+    (tmp_path / "sharp.py").write_text(PLUGIN.replace('("lpips",)', '"lpips"'))
+    with pytest.raises(InputError, match="trained_on gives no tuple of metric names"):
+        _run(tmp_path / "other", restorers=(f"{tmp_path / 'sharp.py'}:Sharp",))
 
 
 # Accidents
@@ -365,13 +536,13 @@ def test_a_full_disk_leaves_the_leaderboard_as_it_was(
         return write(path, content)
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    for writes in range(3 * len(RESTORERS) + 1):
+    for writes in range(4 * len(RESTORERS) + 1):
         left[0] = writes
         with pytest.raises(WriteError, match="No space left") as told:
             publish(copied, leaderboard, NOTHING)
         assert "\n" not in str(told.value)
         assert _content(leaderboard) == before
-    left[0] = 3 * len(RESTORERS) + 1
+    left[0] = 4 * len(RESTORERS) + 1
     publish(copied, leaderboard, NOTHING)
     assert not _failed(verify(leaderboard, NOTHING))
 
@@ -423,7 +594,7 @@ def test_reading_any_text_ends_in_rows_or_one_line(text: str) -> None:
 
 
 def test_a_table_read_and_written_is_the_same(published: Path) -> None:
-    assert as_csv(read_rows(published / TABLE), METRICS) == (published / TABLE).read_bytes()
+    assert as_csv(read_rows(published / TABLE), COLUMNS) == (published / TABLE).read_bytes()
 
 
 # What is proven
@@ -443,7 +614,7 @@ def test_without_images_and_restorers_it_says_what_is_not_proven(
     monkeypatch.setattr(claims, "_installed", lambda row, described: f"restorer {row.name} is not at hand")
     findings = verify(published, Depth(sample=2, restore=1))
     assert not _failed(findings)
-    assert {"images", "scores", "restoration", "identity", "protocol"} == _unproven(findings)
+    assert {"images", "scores", "restoration", "identity", "protocol", "flat fields"} == _unproven(findings)
 
 
 def test_other_environments_are_compared_within_tolerances(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -496,11 +667,11 @@ def test_an_edited_table_is_named(leaderboard: Path) -> None:
     rows = read_rows(path)
     for column, value in (("restorer", "mine"), ("failed", 1), ("licence", "CC0"), ("seconds_median", 0.0)):
         changes: dict[str, Any] = {column: value, **({"solved": CASES - 1} if column == "failed" else {})}
-        path.write_bytes(as_csv([replace(rows[0], **changes), *rows[1:]], METRICS))
+        path.write_bytes(as_csv([replace(rows[0], **changes), *rows[1:]], COLUMNS))
         assert column in _failed(verify(leaderboard, NOTHING))["rows"]
-    path.write_bytes(as_csv([replace(rows[0], rank=(3, 3)), *rows[1:]], METRICS))
+    path.write_bytes(as_csv([replace(rows[0], rank=(3, 3)), *rows[1:]], COLUMNS))
     assert rows[0].row in _failed(verify(leaderboard, NOTHING))["ranks"]
-    path.write_bytes(as_csv(rows[1:], METRICS))
+    path.write_bytes(as_csv(rows[1:], COLUMNS))
     assert "ranks" in _failed(verify(leaderboard, NOTHING))
     assert "no row names this bundle" in _failed(verify(leaderboard, NOTHING))["bundles"]
 
@@ -602,7 +773,7 @@ def test_a_forger_who_mends_all_checksums_is_found_where_images_or_restorers_are
     place = write_bundle(folder / "leaderboard", files)
     new = row_of(read_bundle(place), digest(files))
     alone = folder / "leaderboard"
-    (alone / TABLE).write_bytes(as_csv(ranked([new], {new.bundle: read_bundle(place)}), METRICS))
+    (alone / TABLE).write_bytes(as_csv(ranked([new], {new.bundle: read_bundle(place)}), COLUMNS))
     cheap = verify(alone, NOTHING)
     assert not {"checksums", "rows", "ranks", "schema"} & set(_failed(cheap))
     if what not in ("protocol", "version", "setting"):  # these take the restorer, the row's images being their own
@@ -711,7 +882,7 @@ def test_a_submission_that_repeats_a_row_under_another_name_is_named(
     files = bundle_files(forged, forged.rows[0])
     read = read_bundle(write_bundle(new, files))
     (new / TABLE).write_bytes(
-        as_csv(ranked([row_of(read, digest(files))], {f"bundles/{read.folder.name}": read}), METRICS)
+        as_csv(ranked([row_of(read, digest(files))], {f"bundles/{read.folder.name}": read}), COLUMNS)
     )
     assert "another name" in _failed(list(review(new, published, NOTHING, whole=False).findings))["duplicates"]
 

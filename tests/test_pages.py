@@ -101,6 +101,7 @@ def test_a_path_is_never_taken_for_an_address_with_a_scheme() -> None:
 
 def test_a_name_may_break_and_is_escaped() -> None:
     assert breakable("a_<b>") == "a_<wbr>&lt;b&gt;"
+    assert breakable("(pairs=2)") == "(pairs=<wbr>2)"
 
 
 def test_the_policy_names_the_style_and_script_that_stand_in_the_page() -> None:

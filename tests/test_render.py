@@ -32,7 +32,9 @@ def publish_made_up(folder: Path, name: str, scores: dict[str, float] = SCORES) 
     published, runs = [], {}
     for number, (restorer, score) in enumerate(scores.items()):
         row_id = f"{'hostile' if '<' in restorer else restorer}-{number:08x}"
-        row = Row(restorer, "", "control" if restorer == "oracle" else "restorer", {"width": 3}, row_id)
+        variant = {"pairs": 2} if restorer == "few" else {}
+        kind = "control" if restorer == "oracle" else "restorer"
+        row = Row(restorer, "", kind, {"width": 3}, row_id, variant=variant)
         records = []
         for case, shift in enumerate(shifts):
             own: dict[str, Any] = {"row": row_id, "restorer": restorer, "kind": row.kind, "case": f"c{case:02d}"}
@@ -40,16 +42,19 @@ def publish_made_up(folder: Path, name: str, scores: dict[str, float] = SCORES) 
             if restorer == HOSTILE and case == 4:
                 records.append(own | {"status": "failed", "reason": "ValueError: <b>too dark</b>"})
                 continue
-            values = {
+            values: dict[str, float | None] = {
                 "psnr_matched": score + shift + rng.normal(0, 0.02),
                 "ssim_matched": score / 40 + rng.normal(0, 0.01),
             }
+            if restorer == "patchy" and case % 2:
+                values["psnr_matched"] = None
             stored = {"image": f"restored/{row_id}/c{case:02d}.png", "image_sha256": "0" * 64}
             told = {"metrics": values, "undefined": {}, "inapplicable": [], "input_sha256": "1" * 64}
             records.append(
                 own | stored | told | {"status": "ok", "seconds": {"restore": 0.5}, "reference_sha256": None}
             )
         described: dict[str, Any] = {"row": row_id, "restorer": restorer, "kind": row.kind, "settings": row.settings}
+        described |= {"variant": variant, "trained_on": ["lpips"] if restorer == "alike" else []}
         described |= {"version": 1, "summary": "One line.", "licence": "Apache-2.0", "citation": "Nobody 2026"}
         if restorer == "learned":
             report = {"steps": 4000, "parameters": 123456, "seconds": 900.0, "device": "cuda"}
@@ -78,6 +83,29 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_who_lacks_too_many_cases_stands_below_the_others_and_variants_are_named(tmp_path: Path, browser: Any) -> None:
+    publish_made_up(tmp_path, "s2s", {"patchy": 30.0, "input": 20.0, "few": 25.0, "oracle": 100.0})
+    (tab,) = read_tabs(tmp_path)
+    table = tab.parts[0].table
+    assert [(line.name, line.rank) for line in table.ranked] == [
+        *(("few (pairs=2)", (1, 1)), ("input", (2, 2)), ("patchy", None)),
+    ], "patchy's mean of 30 is of half of the cases"
+    assert table.ranked[-1].unranked == "no value on 6 of 12 cases"
+    assert "of the 12 cases that all 2 ranked restorers solved" in table.caption
+    assert not any("patchy" in (pair.first, pair.second) for pair, _ in tab.parts[0].pairs.lines)
+    assert ("Compared", ["patchy has no value on 6 of 12 cases and is not ranked."]) in tab.parts[0].words
+    lines = markdown(tab).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        *("| few (pairs=2)", "| input", "| patchy", "| *oracle* (control)"),
+    ]
+    assert " |  | unranked: no value on 6 of 12 cases | " in lines[4]
+    browser.open(write_page(tmp_path, [tab]))
+    shown = browser.do('Array.from(document.querySelectorAll("tbody.ranked")[0].rows).map((row) => row.innerText)')
+    assert shown[0].startswith("few (pairs=2)")
+    assert "unranked" in shown[2]
+    assert browser.complaints() == []
+
+
 def test_every_published_row_stands_on_the_page_with_its_numbers(board: Path) -> None:
     page = (board / "index.html").read_text()
     tabs = read_tabs(board)
@@ -87,6 +115,7 @@ def test_every_published_row_stands_on_the_page_with_its_numbers(board: Path) ->
     assert [line.letters for line in table.ranked] == ["a", "a", "b", "c"]
     assert [line.rank for line in table.ranked] == [(1, 2), (1, 2), (3, 3), (4, 4)]
     assert [line.failed.count for line in table.ranked] == [0, 0, 1, 0]
+    assert [[mark.short for mark in line.marks] for line in table.ranked] == [["trained on LPIPS"], [], [], []]
     assert [line.name for line in table.unseen] == ["oracle"]
     for tab in tabs:
         for line in tab.parts[0].table.lines:
@@ -159,7 +188,10 @@ def test_a_readme_gets_the_same_table_between_its_markers(board: Path, tmp_path:
     assert "old" not in text
     lines = markdown(tabs[0]).splitlines()
     assert "\n".join(lines) in text
-    assert lines[0].startswith("| restorer | psnr_matched ↑ (dB, 95 % interval) | letters | rank | ssim_matched ↑ |")
+    assert lines[0].startswith(
+        "| restorer | psnr_matched ↑ (dB, 95 % interval) | letters | rank | marks | ssim_matched ↑ |"
+    )
+    assert "| a | 1–2 | trained on LPIPS |" in lines[2]
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         *("| alike", "| learned", "| &lt;script&gt;alert(1)&lt;/script&gt;", "| input", "| *oracle* (control)"),
     ]

@@ -36,7 +36,10 @@ def compare(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print the comparison as JSON.")] = False,
 ) -> None:
-    """Compare restorers pair by pair on the cases that all of them solved."""
+    """Compare restorers pair by pair on the cases that all of them solved.
+
+    Those without a value on more than a tenth of the cases are left out, unless they are named with --restorer.
+    """
     import json
 
     from sembench.comparison import as_json, compare_runs
@@ -87,7 +90,8 @@ def _show(run: "RecordedRun", comparison: "Comparison", pairs: "Sequence[Pair]")
     from sembench.statistics.pairs import smallest_p
 
     console = Console()
-    title = f"{_where(run, comparison)}, which all {len(comparison.contenders)} restorers solved"
+    who = "ranked restorers" if comparison.unranked else "restorers"
+    title = f"{_where(run, comparison)}, which all {len(comparison.contenders)} {who} solved"
     for table in (_standings(comparison, title), _pairs(comparison, pairs)):
         if not console.is_terminal:
             console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
@@ -101,7 +105,8 @@ def _show(run: "RecordedRun", comparison: "Comparison", pairs: "Sequence[Pair]")
         console.print(text, soft_wrap=True)
     margin = equivalence_margin(comparison.metric)
     remarks = ["those who share a letter are not told apart"] if comparison.contenders[0].letters else []
-    remarks.append(f"p: sign flips of whole groups, Holm's correction for {_counted(len(comparison.pairs), 'pair')}")
+    corrected = f"Holm's correction for {_counted(len(comparison.pairs), 'pair')}"
+    remarks.append(f"p: the larger of sign flips of whole groups and bootstrap-t, {corrected}")
     remarks.append("intervals are of each pair alone")
     if margin is not None:
         unit = f" {comparison.metric.unit}" if comparison.metric.unit else ""
@@ -131,8 +136,13 @@ def _standings(comparison: "Comparison", title: str) -> "Table":
             _places(contender.rank_without_group),
             str(contender.failed or ""),
             str(contender.undefined or ""),
-            end_section=contender is comparison.contenders[-1],
+            end_section=contender is comparison.contenders[-1] and not comparison.unranked,
         )
+    for out in comparison.unranked:
+        mean = "" if out.mean is None else f"{out.mean.mean:.4f}"
+        counts = (str(out.failed or ""), str(out.undefined or ""))
+        last = out is comparison.unranked[-1]
+        table.add_row(escape(out.name), mean, "", "unranked", "", *counts, end_section=last)
     for name, interval in comparison.controls.items():
         table.add_row(f"[dim]{escape(name)} (control)[/]", f"{interval.mean:.4f}", "", "", "", "", "")
     return table

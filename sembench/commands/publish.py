@@ -11,7 +11,7 @@ def publish(
     to: Annotated[Path, typer.Option(help="The leaderboard's folder.")] = Path("leaderboard"),
     restorer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Only these, separated by commas.", show_default="all"),
+        typer.Option(help="Only these, by name or row id, separated by commas.", show_default="all that are eligible"),
     ] = None,
     states: Annotated[
         str, typer.Option(help="URL where fitted states that ship with no restorer are to be had.", show_default=False)
@@ -24,7 +24,7 @@ def publish(
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what was published as JSON.")] = False,
 ) -> None:
-    """Verify a run, then write its rows and bundles; rows of the same restorer, settings and data are replaced."""
+    """Verify a run, then write all its rows that are eligible, and their bundles; the same row again is replaced."""
     import json
     import secrets
 
@@ -37,14 +37,16 @@ def publish(
     done = publish_run(run, to, Depth(sample, restore, seed), restorers=names, states=states)
     before = {row.key: row.bundle for row in done.before}
     rows = [
-        {"restorer": row.restorer, "row": row.row, "kind": row.kind, "bundle": row.bundle, "what": what}
+        {"restorer": row.label, "row": row.row, "kind": row.kind, "bundle": row.bundle, "what": what}
         for row in done.after
         if (what := "added" if row.key not in before else "kept" if before[row.key] == row.bundle else "replaced")
     ]
     if json_:
-        typer.echo(json.dumps({"table": str(done.table), "rows": rows}, indent=2))
+        typer.echo(json.dumps({"table": str(done.table), "rows": rows, "left_out": list(done.left_out)}, indent=2))
         return
     show(done.findings, seed)
+    for reason in done.left_out:
+        typer.echo(f"notice: not published: {reason}", err=True)
     for row in rows:
         if row["what"] != "kept":
             typer.echo(f"{row['what']:9}{row['restorer']} ({row['row']}): {done.table.parent / row['bundle']}")

@@ -18,6 +18,11 @@ DEFAULT_RESTORERS = (
     "input,gaussian,median,tv,richardson_lucy,wiener,bm3d,blind_wiener,affine,gaussian_affine,ideal_wiener"
 )
 
+UNRANKED = "unranked"
+
+WIDEST_MARK = 20
+"""Characters of letters and marks in a line."""
+
 FEWEST_TO_STACK = 8
 """Beyond so many metrics their names stand in several lines, so that the table stays narrow."""
 
@@ -91,11 +96,13 @@ def run(
     from rich.console import Console
     from rich.markup import escape
 
+    from sembench.comparison import row_labels
     from sembench.errors import CasesFailed, InputError
     from sembench.execution.plan import Shard
+    from sembench.execution.recorded import whole_run
     from sembench.execution.run import RunRequest, command_line, execute, flat_records, prepare
     from sembench.report import write_derived
-    from sembench.results import with_flat_fields
+    from sembench.results import ordered, ordering_metric, summarise, with_flat_fields
 
     names = tuple(name.strip() for name in restorer.split(",") if name.strip())
     if not names:
@@ -138,7 +145,11 @@ def run(
             markup=False,
         )
         raise typer.Exit(130) from None
-    summary = with_flat_fields(write_derived(plan, records), flat_records(plan))
+    whole, everything = whole_run(plan)
+    summary = write_derived(whole, everything)
+    if len(everything) > len(records):
+        summary = ordered(summarise(plan.rows, records, plan.metrics), ordering_metric(plan.protocol, plan.metrics))
+    summary = with_flat_fields(summary, flat_records(plan))
     if json_:
         import json
 
@@ -147,6 +158,11 @@ def run(
         typer.echo(json.dumps(as_json(summary, plan.folder), indent=2))
     else:
         _show_summary(plan, summary, records)
+        labels = row_labels(whole.rows)
+        others = [labels[row.row_id] for row in whole.rows[len(plan.rows) :]]
+        if others:
+            told = f"its report and tables also hold {', '.join(others)}, of earlier commands"
+            Console().print(told, soft_wrap=True, markup=False)
     failed = [record for record in records if record["status"] == "failed"]
     for record in failed[:5]:
         what = escape(f"{record['restorer']} on {record['case']}: {record['reason']}")
@@ -258,21 +274,27 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     from rich.markup import escape
 
     from sembench.cases import PHANTOM, STAND_IN
-    from sembench.results import in_stratum, strata, summarise
+    from sembench.marks import marks
+    from sembench.results import in_stratum, ordering_metric, strata, summarise
 
+    standing = _standing(plan, records)
+    marked = {name: ", ".join(mark.short for mark in own) for name, own in marks(plan.rows, records).items()}
+    below = [line for line in summary if standing.get(line.row.row_id) == UNRANKED]
+    ranked = [line for line in summary if line not in below and line.row.kind != "control"]
+    summary = [*ranked, *below, *(line for line in summary if line.row.kind == "control")]
     listed = plan.protocol.metrics.table or plan.metrics
     shown = [name for name in listed if name in plan.metrics and not name.startswith(("match_", "residual_"))]
     shown += [name for name in summary[0].metrics if name not in plan.metrics]
     console = Console()
     where = f"{plan.protocol.name} v{plan.protocol.version}"
     title = f"{where}: {_counted(records)} of {plan.cases.data}"
-    table = _summary_table(title, summary, shown)
+    table = _summary_table(title, summary, shown, standing, marked)
     if not console.is_terminal:
         console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
     hidden: list[str] = []
     while len(shown) > 1 and Console(width=10_000).measure(table).maximum > console.width:
         hidden.insert(0, shown.pop())
-        table = _summary_table(title, summary, shown)
+        table = _summary_table(title, summary, shown, standing, marked)
     console.print(table)
     for stratum in strata(records):
         part = {line.row.row_id: line for line in summarise(plan.rows, in_stratum(records, stratum), plan.metrics)}
@@ -297,6 +319,11 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
         remarks.append("unbiased roughness is void after a denoiser")
     if "invented_structure" in shown:
         remarks.append("invented_structure: of a flat field with the cases' noise, 0 flat, 1 as the input, not ranked")
+    if standing:
+        primary = ordering_metric(plan.protocol, plan.metrics).name
+        remarks.append(f"letters: on {primary}, those who share one are not told apart")
+    if below:
+        remarks.append("unranked: no value on more than a tenth of the cases, so the mean is of other cases")
     if any(line.undefined[name] for line in summary for name in shown):
         remarks.append("✗: so many cases could not be measured and are in no mean")
     if plan.protocol.scope == "case":
@@ -321,13 +348,42 @@ def _counted(records: "list[Record]") -> str:
     return f"{text} ({left_out} left out)" if left_out else text
 
 
-def _summary_table(title: str, summary: "list[SummaryRow]", shown: list[str]) -> "Table":
+def _standing(plan: "RunPlan", records: "list[Record]") -> dict[str, str]:
+    """Row id -> compact letters of each ranked restorer, UNRANKED for others; nothing where none can be compared."""
+    from sembench.comparison import compare_rows
+    from sembench.errors import InputError
+    from sembench.results import ordering_metric
+
+    if plan.protocol.scope == "set":
+        return {}
+    try:
+        found = compare_rows(plan.rows, records, ordering_metric(plan.protocol, plan.metrics))
+    except InputError:
+        return {}
+    letters = {contender.row_id: contender.letters for contender in found.contenders}
+    return letters | {out.row_id: UNRANKED for out in found.unranked}
+
+
+def _summary_table(
+    title: str,
+    summary: "list[SummaryRow]",
+    shown: list[str],
+    standing: dict[str, str] | None = None,
+    marked: dict[str, str] | None = None,
+) -> "Table":
+    from rich.markup import escape
     from rich.table import Table
 
+    from sembench.comparison import row_labels
     from sembench.registry import METRICS, plugin
 
+    labels = row_labels([line.row for line in summary])
+    beside = {"letters": standing, "marks": marked}
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("restorer", no_wrap=True)
+    for heading, own in beside.items():
+        if own:
+            table.add_column(heading, max_width=WIDEST_MARK)
     arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
     for name in shown:
         metric = plugin(METRICS, name).load()
@@ -338,9 +394,10 @@ def _summary_table(title: str, summary: "list[SummaryRow]", shown: list[str]) ->
     table.add_column("time\ns/case", justify="right", no_wrap=True)
     for index, line in enumerate(summary):
         following = summary[index + 1].row.kind if index + 1 < len(summary) else line.row.kind
-        label = f"[dim]{line.row.name} (control)[/]" if line.row.kind == "control" else line.row.name
+        name = escape(labels[line.row.row_id])
         table.add_row(
-            label,
+            f"[dim]{name} (control)[/]" if line.row.kind == "control" else name,
+            *(escape(own.get(line.row.row_id, "")) for own in beside.values() if own),
             *(_cell(line, name) for name in shown),
             str(line.failed) if line.failed else "",
             "" if line.seconds is None else f"{line.seconds:.2f}",

@@ -102,7 +102,7 @@ def _show_changes(changes: "Sequence[Change]") -> None:
 
     console = Console(highlight=False)
     for change in changes:
-        name = f"{change.row.restorer} ({change.row.row}, {change.row.data})"
+        name = f"{change.row.label} ({change.row.row}, {change.row.data})"
         before, after = (_standing(row, change.primary) for row in (change.before, change.after))
         parts = [part for part in (before, after) if part]
         console.print(f"{change.what:9}{escape(f'{change.table}  {name}')}: {' -> '.join(parts)}", soft_wrap=True)

@@ -57,6 +57,8 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("records.jsonl", "flat.jsonl", "flat.csv", "run.json", "cases.csv", "summary.csv", "report.html"):
         (folder / name).unlink(missing_ok=True)
+    for path in folder.glob("summary-*.csv"):
+        path.unlink(missing_ok=True)
 
 
 def read_description(folder: Path, digest: str) -> dict[str, Any]:

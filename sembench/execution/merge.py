@@ -112,7 +112,8 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
         write_description(out, description)
         lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered)
         write_atomically(out / "records.jsonl", lines.encode())
-    rows = tuple(Row(row["restorer"], "", row["kind"], row["settings"], row["row"]) for row in description["rows"])
+    known = {row.row_id: row for run in runs for row in run.rows}
+    rows = tuple(known[row["row"]] for row in description["rows"])
     wanted = [(row.row_id, case) for row in rows for case in description["cases"]]
     return Merged(
         out,

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ class Row:
     """One line of the table: a restorer with resolved settings and, where it learns, a budget.
 
     version: the method's own; source_sha256: of the file of a FILE.py restorer; weights_sha256: of pretrained weights.
+    trained_on: metrics that its training looks at, as it declares. variant: in what it is not the protocol's own row of
+    the restorer, see `variant`.
     """
 
     name: str
@@ -35,6 +37,18 @@ class Row:
     version: int = 1
     source_sha256: str | None = None
     weights_sha256: str = ""
+    trained_on: tuple[str, ...] = ()
+    variant: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """The restorer's name and, where there is one, its variant: `semfm (pairs=2)`."""
+        return f"{self.name} ({self.variant_told})" if self.variant else self.name
+
+    @property
+    def variant_told(self) -> str:
+        """The variant in words, empty for the protocol's own row."""
+        return ", ".join(f"{name}={value}" for name, value in sorted(self.variant.items()))
 
 
 def row_id(
@@ -124,9 +138,7 @@ def plan_rows(
     given = split_settings(assignments, names)
     rows, notices = [], []
     for target, method in zip(targets, methods, strict=True):
-        learns = method.cls.kind == "restorer" and method.cls.learns()
-        degradation = protocol.training_degradation if learns else protocol.degradation_name
-        settings = resolve_settings(method, given[method.name], degradation)
+        settings = resolve_settings(method, given[method.name], _degradation(method, protocol))
         needs = needs_of(method, settings)
         if needs:
             if not skip_unavailable:
@@ -139,10 +151,57 @@ def plan_rows(
         weights = method.cls.weights_digest(settings) if method.cls.kind == "restorer" else ""
         version, source = method.cls.version, method.source_sha256
         identity = row_id(method.name, version, plain, source, weights)
-        rows.append(Row(method.name, target, method.cls.kind, plain, identity, "", version, source, weights))
+        declared, own = trained_on(method, settings), variant(method, plain, protocol)
+        rows.append(
+            Row(method.name, target, method.cls.kind, plain, identity, "", version, source, weights, declared, own)
+        )
     if not rows:
         raise UnavailableError("no restorer of this run is available: see `sembench doctor`")
     return rows, notices
+
+
+def _degradation(method: MethodTarget, protocol: Protocol) -> str:
+    """What a setting `degradation` of the method is where nobody gave one."""
+    learns = method.cls.kind == "restorer" and method.cls.learns()
+    return protocol.training_degradation if learns else protocol.degradation_name
+
+
+def trained_on(method: MethodTarget, settings: Any) -> tuple[str, ...]:
+    """What the method declares to be trained on; InputError where that is no tuple of names."""
+    if method.cls.kind != "restorer":
+        return ()
+    try:
+        declared = method.cls.trained_on(settings)
+    except Exception as error:
+        declared = f"{type(error).__name__}: {error}"
+    if not isinstance(declared, tuple) or not all(isinstance(name, str) and name.isprintable() for name in declared):
+        told = " ".join(str(declared).split())[:200]
+        raise InputError(f"restorer {method.name!r}: trained_on gives no tuple of metric names ({told}): mend it")
+    return declared
+
+
+def variant(
+    method: MethodTarget,
+    settings: Mapping[str, Any],
+    protocol: Protocol,
+    *,
+    budget: str | None = None,
+    pairs: int | None = None,
+) -> dict[str, Any]:
+    """In what a row is not the protocol's own of its restorer: name -> value of each setting that is not the default.
+
+    `budget` and `pairs` are among them where they are given and not the protocol's.
+    """
+    try:
+        default = resolve_settings(method, {}, _degradation(method, protocol)).model_dump(mode="json")
+    except InputError:
+        default = {}
+    found = {name: value for name, value in settings.items() if name not in default or default[name] != value}
+    if budget not in (None, protocol.budget):
+        found["budget"] = budget
+    if protocol.fine_tuning is not None and pairs not in (None, protocol.fine_tuning.pairs):
+        found["pairs"] = pairs
+    return found
 
 
 def _check_embed(methods: Iterable[MethodTarget], protocol: Protocol) -> None:
@@ -170,7 +229,8 @@ def plan_fits(
             settings = method.cls.Settings(**row.settings)
             fit = plan_for(method, settings, protocol, data, budget, pairs=pairs, device=device)
             identity = row_id(row.name, row.version, row.settings, row.source_sha256, row.weights_sha256, fit.identity)
-            row = replace(row, row_id=identity, budget=budget.name)
+            own = variant(method, row.settings, protocol, budget=budget.name, pairs=pairs)
+            row = replace(row, row_id=identity, budget=budget.name, variant=own)
             fits[row.row_id] = fit
         told.append(row)
     return told, fits

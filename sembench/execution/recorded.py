@@ -1,7 +1,7 @@
 """A run folder read back, as it stands: what was run, and its records; nothing is changed there."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,22 @@ from pydantic import BaseModel, Field, ValidationError
 from sembench.errors import InputError
 from sembench.execution.plan import Row
 from sembench.execution.records import Record, key, read_records
-from sembench.execution.run import RUN_SCHEMA
+from sembench.execution.run import FLAT, RUN_SCHEMA, RunPlan
 
 
 @dataclass(frozen=True, eq=False)
 class RecordedRun:
-    """What a run folder holds: its description (run.json), rows and records. torn: the last line is cut short."""
+    """What a run folder holds: its description (run.json), rows and records. torn: the last line is cut short.
+
+    flat: the records of its rows on flat fields.
+    """
 
     folder: Path
     description: dict[str, Any]
     rows: tuple[Row, ...]
     records: tuple[Record, ...] = field(repr=False)
     torn: bool = False
+    flat: tuple[Record, ...] = field(default=(), repr=False)
 
 
 class _Row(BaseModel):
@@ -29,6 +33,8 @@ class _Row(BaseModel):
     restorer: str
     kind: str
     settings: dict[str, Any]
+    trained_on: list[str] = []
+    variant: dict[str, Any] = {}
 
 
 class _Protocol(BaseModel):
@@ -75,8 +81,12 @@ def parse_description(content: bytes, path: Path) -> tuple[dict[str, Any], tuple
         told = _Description.model_validate(description, strict=True)
     except ValidationError as error:
         raise InputError(f"{path}: not a run description ({_first(error)}): run again with --fresh") from error
-    rows = tuple(Row(row.restorer, "", row.kind, row.settings, row.row) for row in told.rows)
-    return description, rows
+    return description, tuple(map(_row, told.rows))
+
+
+def _row(told: _Row) -> Row:
+    declared = tuple(told.trained_on)
+    return Row(told.restorer, "", told.kind, told.settings, told.row, trained_on=declared, variant=told.variant)
 
 
 def read_run(folder: Path) -> RecordedRun:
@@ -90,8 +100,9 @@ def read_run(folder: Path) -> RecordedRun:
     records, torn = read_records(folder / "records.jsonl")
     if not records:
         raise InputError(f"{folder}: holds no record yet: run it first, or wait for its first case")
+    flat, flat_torn = read_records(folder / FLAT) if (folder / FLAT).is_file() else ([], False)
     known = {row.row_id for row in rows}
-    for record in records:
+    for record in (*records, *flat):
         if record["row"] not in known:
             raise InputError(
                 f"{folder}: record of {key(record)} fits no row of run.json: remove its line and run again"
@@ -103,4 +114,34 @@ def read_run(folder: Path) -> RecordedRun:
                 f"{folder}: record of {record.get('restorer')} on {record['case']} is damaged ({_first(error)}): "
                 "remove its line and run again"
             ) from error
-    return RecordedRun(folder, description, rows, tuple(records), torn)
+    return RecordedRun(folder, description, rows, tuple(records), torn or flat_torn, tuple(flat))
+
+
+def whole_run(plan: RunPlan) -> tuple[RunPlan, list[Record]]:
+    """The plan of a run's command with every row that its folder holds, and the records of all, by row and case.
+
+    Rows of the command come first; they replace those of the same restorer, settings and variant that earlier code
+    made. Of sets, which are a case each, only the plan's own counts. Raises InputError as `read_run`.
+    """
+    run = read_run(plan.folder)
+    told = {str(row["row"]): row for row in run.description["rows"]}
+    asked = {spec.case_id for spec in plan.cases.specs}
+    by_row: dict[str, list[Record]] = {}
+    for record in sorted(run.records, key=lambda record: str(record["case"])):
+        if plan.protocol.scope == "case" or record["case"] in asked:
+            by_row.setdefault(record["row"], []).append(record)
+    known = [replace(row, budget=_budget(told[row.row_id])) for row in run.rows if row.row_id in by_row]
+    own = {_about(row) for row in plan.rows}
+    rows = (*plan.rows, *(row for row in known if _about(row) not in own))
+    return replace(plan, rows=rows), [record for row in rows for record in by_row.get(row.row_id, ())]
+
+
+def _about(row: Row) -> str:
+    """What a row is a row of, whatever code and weights made it."""
+    return json.dumps([row.name, row.settings, row.variant, row.budget], sort_keys=True)
+
+
+def _budget(described: dict[str, Any]) -> str:
+    """The name of the budget with which a row of run.json learned; empty where it did not."""
+    identity = (described.get("fit") or {}).get("identity") or {}
+    return str((identity.get("budget") or [""])[0])

@@ -286,8 +286,7 @@ def _open_run(plan: RunPlan, request: RunRequest, states: dict[str, fits.FittedS
         "data_digest": plan.cases.digest,
         "metrics": list(plan.metrics),
         "rows": [rows[name] for name in sorted(rows)],
-        "limit": request.limit,
-        "cases": [spec.case_id for spec in plan.cases.specs],
+        **_asked_of(plan, request, before),
         "notices": list(plan.notices),
         "environment": here,
         "environments": {**before.get("environments", {}), environment_digest(here): here},
@@ -302,6 +301,16 @@ def _open_run(plan: RunPlan, request: RunRequest, states: dict[str, fits.FittedS
     write_description(plan.folder, description)
 
 
+def _asked_of(plan: RunPlan, request: RunRequest, before: dict[str, Any]) -> dict[str, Any]:
+    """The cases of all commands of a folder and their limit, none where one had none; a set is one case, the last."""
+    cases = [spec.case_id for spec in plan.cases.specs]
+    known = before.get("cases")
+    if not isinstance(known, list) or plan.protocol.scope == "set":
+        return {"limit": request.limit, "cases": cases}
+    limits = [limit for limit in (before.get("limit"), request.limit) if isinstance(limit, int)]
+    return {"limit": max(limits) if len(limits) == 2 else None, "cases": list(dict.fromkeys([*known, *cases]))}
+
+
 def _method_description(row: Row) -> dict[str, Any]:
     """What run.json says of a row's method: what its id follows from, and whose work it is."""
     cls = find_method(row.target).cls
@@ -309,6 +318,8 @@ def _method_description(row: Row) -> dict[str, Any]:
         "version": row.version,
         "source_sha256": row.source_sha256,
         "weights_sha256": row.weights_sha256,
+        "trained_on": list(row.trained_on),
+        "variant": row.variant,
         "summary": cls.summary(),
         "licence": cls.licence,
         "citation": cls.citation,

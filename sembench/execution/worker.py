@@ -264,7 +264,8 @@ def rescore(spec: CaseSpec, stored: Path, sha256: str) -> Record:
             scores = evaluate_set(_metrics(_job.metrics), Embedded(load(stored, sha256), spec.groups))
         else:
             _, scoring, *digests = _case(spec)
-            scores = evaluate(_metrics(_job.metrics), micrograph.read_grid_png(stored), scoring)
+            names = FLAT_METRICS if isinstance(spec, FlatSpec) else _job.metrics
+            scores = evaluate(_metrics(names), micrograph.read_grid_png(stored), scoring)
     except CaseLeftOut as reason:
         return {"status": LEFT_OUT, "reason": str(reason)}
     except BaseException as error:

@@ -15,11 +15,12 @@ from sembench.errors import InputError, WriteError
 from sembench.execution.plan import Row
 from sembench.execution.recorded import RecordedRun, parse_description
 from sembench.execution.records import LEFT_OUT, Record
+from sembench.execution.worker import FLAT_METRICS
 from sembench.leaderboard.rows import LARGEST_FIELD
 from sembench.micrograph import write_atomically
 
 FOLDER = "bundles"
-DESCRIPTION, CASES, CHECKSUMS = "run.json", "cases.csv", "checksums.txt"
+DESCRIPTION, CASES, FLAT, CHECKSUMS = "run.json", "cases.csv", "flat.csv", "checksums.txt"
 OF_THE_RUN = ("schema", "protocol", "protocol_digest", "data", "data_digest", "metrics", "git", "started")
 """What a bundle's run.json takes over from the run's as it is."""
 
@@ -47,20 +48,24 @@ def expected_artefact(row_id: str, case_id: str) -> tuple[str, str]:
 
 def bundle_files(run: RecordedRun, row: Row, state_from: str = "") -> dict[str, bytes]:
     """The files of a row's bundle by name; state_from: where its fitted state is to be had, if it has one."""
-    records = sorted((record for record in run.records if record["row"] == row.row_id), key=lambda r: str(r["case"]))
+    records, flat = (
+        sorted((record for record in some if record["row"] == row.row_id), key=lambda r: str(r["case"]))
+        for some in (run.records, run.flat)
+    )
     described = next(told for told in run.description["rows"] if told["row"] == row.row_id)
     if "fit" in described:
         described = described | {"fit": described["fit"] | {"state_from": state_from}}
     known = run.description.get("environments", {})
-    used = {str(record.get("environment", "")) for record in records} & known.keys()
+    used = {str(record.get("environment", "")) for record in (*records, *flat)} & known.keys()
     description = {name: run.description[name] for name in OF_THE_RUN if name in run.description}
     description |= {"rows": [described], "environments": {digest: known[digest] for digest in sorted(used)}}
     files = {
         DESCRIPTION: (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(),
         CASES: _as_csv(records, run.description["metrics"]),
+        **({FLAT: _as_csv(flat, FLAT_METRICS)} if flat else {}),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    sums |= dict(path for record in records if (path := artefact(record))[0])
+    sums |= dict(path for record in (*records, *flat) if (path := artefact(record))[0])
     files[CHECKSUMS] = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)).encode()
     return files
 
@@ -126,17 +131,13 @@ def read_bundle(folder: Path) -> RecordedRun:
 
     Records are as in the run, less what only resuming needs.
     """
-    contents = {}
-    for name in (CHECKSUMS, DESCRIPTION, CASES):
-        try:
-            contents[name] = (folder / name).read_bytes()
-        except OSError as error:
-            raise InputError(f"{folder / name}: cannot be read ({error.strerror}): {MEND}") from error
+    contents = {CHECKSUMS: _content(folder / CHECKSUMS)}
     name = hashlib.sha256(contents[CHECKSUMS]).hexdigest()[:16]
     if folder.resolve().name != name:
         raise InputError(f"{folder / CHECKSUMS}: was changed: the folder's name must be {name}, its digest: {MEND}")
     sums = _checksums(contents[CHECKSUMS], folder / CHECKSUMS)
-    for name in (DESCRIPTION, CASES):
+    for name in (DESCRIPTION, CASES, *((FLAT,) if FLAT in sums or (folder / FLAT).exists() else ())):
+        contents[name] = _content(folder / name)
         found = hashlib.sha256(contents[name]).hexdigest()
         if sums.pop(name, None) != found:
             raise InputError(f"{folder / name}: was changed: {CHECKSUMS} does not give its SHA-256 {found[:8]}: {MEND}")
@@ -145,11 +146,19 @@ def read_bundle(folder: Path) -> RecordedRun:
     if len(rows) != 1 or not isinstance(metrics, list) or not all(isinstance(metric, str) for metric in metrics):
         raise InputError(f"{folder / DESCRIPTION}: a bundle is of one row and tells its metrics: {MEND}")
     records = _read_csv(contents[CASES], folder / CASES, rows[0], metrics)
-    stored = dict(artefact(record) for record in records if artefact(record)[0])
+    flat = _read_csv(contents[FLAT], folder / FLAT, rows[0], FLAT_METRICS) if FLAT in contents else []
+    stored = dict(artefact(record) for record in (*records, *flat) if artefact(record)[0])
     if stored != sums:
         odd = sorted({path for path, _ in stored.items() ^ sums.items()})[0]
         raise InputError(f"{folder}: {CASES} and {CHECKSUMS} disagree on {odd}: {MEND}")
-    return RecordedRun(folder, description, rows, tuple(records))
+    return RecordedRun(folder, description, rows, tuple(records), flat=tuple(flat))
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}): {MEND}") from error
 
 
 def _checksums(content: bytes, path: Path) -> dict[str, str]:

@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sembench.cases import PHANTOM, STAND_IN, CasePlan, CaseSpec, plan_cases
+from sembench.cases import PHANTOM, STAND_IN, CasePlan, CaseSpec, flat_fields, plan_cases
 from sembench.errors import InputError, SembenchError, UnavailableError
-from sembench.execution.plan import Row, row_id
+from sembench.execution.plan import Row, row_id, trained_on
 from sembench.execution.provenance import environment, environment_digest
 from sembench.execution.recorded import RecordedRun
 from sembench.execution.records import Record, key
 from sembench.leaderboard import recompute
 from sembench.leaderboard.bundle import artefact, expected_artefact
-from sembench.leaderboard.eligibility import find_state, refusals
+from sembench.leaderboard.eligibility import find_state, refusals, row_refusals, variant_of
 from sembench.leaderboard.ranking import protocol_of
 from sembench.micrograph import read_grid_png
 from sembench.protocol import Protocol, load
@@ -69,13 +69,14 @@ Check = Callable[["Claim"], list[Told]]
 class Claim:
     """Rows with their records, what they claim to be, and where their restored images may lie.
 
-    published: whether they are to be fit for a leaderboard.
+    published: whether they are to be fit for a leaderboard; flat: whether its records are of flat fields.
     """
 
     run: RecordedRun
     depth: Depth
     folders: tuple[Path, ...]
     published: bool = False
+    flat: bool = False
 
     @cached_property
     def protocol(self) -> Protocol:
@@ -87,7 +88,8 @@ class Claim:
         """The cases as the protocol makes them here; UnavailableError or InputError where it cannot."""
         data = str(self.run.description["data"])
         simulated = data in (PHANTOM, STAND_IN)
-        return plan_cases(self.protocol, PHANTOM if simulated else data, require_real=not simulated)
+        plan = plan_cases(self.protocol, PHANTOM if simulated else data, require_real=not simulated)
+        return replace(plan, specs=flat_fields(plan.specs)) if self.flat else plan
 
     @property
     def described(self) -> dict[str, dict[str, Any]]:
@@ -192,7 +194,7 @@ def check_eligibility(claim: Claim) -> list[Told]:
     """Nothing that a leaderboard refuses; a run that stays where it is may be of any kind."""
     if not claim.published:
         return []
-    problems = refusals(claim.run, claim.protocol)
+    problems = [*refusals(claim.run, claim.protocol), *row_refusals(claim.run).values()]
     return [("failed", problem) for problem in problems] or [("proven", "real images, whole runs, budgets in steps")]
 
 
@@ -226,12 +228,28 @@ def check_identity(claim: Claim) -> list[Told]:
             told.append(("not proven", method))
         elif method.cls.kind != row.kind:
             told.append(("failed", f"{row.row_id}: {row.name} is a {method.cls.kind} here, the row says {row.kind}"))
+        elif problem := _misdeclared(row, method, fit, claim):
+            told.append(("failed", f"{row.row_id}: {problem}"))
         else:
             same += 1
     if followed:
         summary = f"{followed} of {len(claim.run.rows)} row ids follow from what is told, {same} from what is installed"
         told.append(("proven", summary))
     return told
+
+
+def _misdeclared(row: Row, method: MethodTarget, fit: Mapping[str, Any] | None, claim: Claim) -> str:
+    """In what a row's variant and declared training are not those of the installed method; empty where they are.
+
+    Runs of an old version do not tell them, and need not before they are published.
+    """
+    if "variant" not in claim.described[row.row_id] and not claim.published:
+        return ""
+    declared = trained_on(method, method.cls.Settings(**row.settings))
+    if row.trained_on != declared:
+        return f"tells that it was trained on {row.trained_on}, {row.name} declares {declared}"
+    own = variant_of(method, row.settings, fit, claim.protocol)
+    return "" if row.variant == own else f"tells that it is the variant {row.variant}, its settings and fit make {own}"
 
 
 def _installed(row: Row, described: Mapping[str, Any]) -> MethodTarget | str:
@@ -402,6 +420,31 @@ def check_restoration(claim: Claim) -> list[Told]:
     return told
 
 
+def check_flat_fields(claim: Claim) -> list[Told]:
+    """What is told of flat fields, checked as the cases are; a row without any is not proven to draw nothing."""
+    if claim.protocol.scope == "set":
+        return []
+    told: list[Told] = []
+    rows = {row.row_id for row in claim.run.rows} - {record["row"] for record in claim.run.flat}
+    if rows:
+        few = ", ".join(sorted(rows)[:SHOWN]) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
+        told.append(("not proven", f"no flat field was shown to {few}"))
+    if not claim.run.flat:
+        return told
+    part = replace(claim, run=replace(claim.run, records=claim.run.flat), flat=True)
+    specs = _specs(part)
+    if isinstance(specs, str):
+        return [*check_records(part), *check_images(part), ("not proven", specs)]
+    groups = {name: spec.group for name, spec in specs.items()}
+    odd = sorted({record["case"] for record in part.run.records if groups.get(record["case"]) != record["group"]})
+    if odd:
+        return [("failed", f"{odd[0]} is no flat field of the protocol's, or of another group")]
+    checks = [check_records, check_images]
+    checks += [check_scores] if claim.depth.sample else []
+    checks += [check_restoration] if claim.depth.restore else []
+    return told + [one for check in checks for one in check(part)]
+
+
 def _specs(claim: Claim) -> dict[str, CaseSpec] | str:
     """The cases by id, or why they cannot be made here."""
     try:
@@ -487,4 +530,5 @@ CHECKS: dict[str, Check] = {
     "states": check_states,
     "scores": check_scores,
     "restoration": check_restoration,
+    "flat fields": check_flat_fields,
 }

@@ -2,22 +2,25 @@
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sembench.errors import CheckError, InputError
+from sembench.comparison import row_labels
+from sembench.errors import CheckError, InputError, SembenchError
 from sembench.execution.folder import exclusive
+from sembench.execution.plan import trained_on
 from sembench.execution.recorded import RecordedRun, read_run
 from sembench.leaderboard.bundle import FOLDER, bundle_files, digest, read_bundle, write_bundle
 from sembench.leaderboard.claims import Claim, Depth, Finding, check_claim
-from sembench.leaderboard.eligibility import refusals, shipped_states
+from sembench.leaderboard.eligibility import refusals, row_refusals, shipped_states, variant_of
 from sembench.leaderboard.ranking import protocol_of, ranked, row_of
-from sembench.leaderboard.rows import Published, as_csv, read_rows, table_name
+from sembench.leaderboard.rows import Published, as_csv, columns_of, read_rows, table_name
 from sembench.micrograph import write_atomically
-from sembench.registry import suggestion
+from sembench.protocol import Protocol
+from sembench.registry import find_method, suggestion
 
 LOCK_SECONDS = 120.0
 """How long to wait for another publisher."""
@@ -25,12 +28,16 @@ LOCK_SECONDS = 120.0
 
 @dataclass(frozen=True, eq=False)
 class Publication:
-    """What was published: the table, its rows before and after, and what verifying the run found."""
+    """What was published: the table, its rows before and after, and what verifying the run found.
+
+    left_out: why each row of the run that is not eligible was not published.
+    """
 
     table: Path
     before: tuple[Published, ...]
     after: tuple[Published, ...]
     findings: tuple[Finding, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def publish(
@@ -38,26 +45,31 @@ def publish(
 ) -> Publication:
     """Verify a run and merge its rows into the leaderboard; a row of equal data and id is replaced.
 
-    restorers: only these, all if empty. states: where fitted states that do not ship with a package are to be had.
-    Raises InputError for a run that cannot be published or a table that cannot be read, CheckError where verifying
-    failed, WriteError where nothing can be written; the leaderboard then stays as it was.
+    restorers: only these (names, row ids or labels), each of which must be eligible; if empty, all rows of the folder
+    that are. states: where fitted states that do not ship with a package are to be had. Raises InputError for a run of
+    which nothing can be published or a table that cannot be read, CheckError where verifying failed, WriteError where
+    nothing can be written; the leaderboard then stays as it was.
     """
-    run = _chosen(read_run(folder), restorers)
+    run = read_run(folder)
     protocol = protocol_of(run)
+    run = _chosen(_completed(run, protocol), restorers)
     problems = refusals(run, protocol)
+    sources, left_out = _eligible(run, states)
+    if restorers or not sources:
+        problems += left_out
     if problems:
         more = f" (the first of {len(problems)} reasons)" if len(problems) > 1 else ""
         raise InputError(f"{folder}: not published: {problems[0]}{more}")
-    sources = {told["row"]: state_source(told, states) for told in run.description["rows"]}
+    run = _reduced(run, sources.keys())
     findings = check_claim(Claim(run, depth, (folder, *depth.images), published=True), str(folder))
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         raise CheckError(f"{folder}: not published: {failed[0].check}: {failed[0].told} ({len(failed)} checks failed)")
     bundles = [bundle_files(run, row, sources[row.row_id]) for row in run.rows]
-    table = leaderboard / table_name(protocol.name, protocol.version)
+    table, columns = leaderboard / table_name(protocol.name, protocol.version), columns_of(protocol)
     with _locked(leaderboard):
         before = read_rows(table) if table.is_file() else []
-        if before and tuple(before[0].scores) != protocol.metrics.names:
+        if before and tuple(before[0].scores) != columns:
             raise InputError(f"{table}: its metrics are not those of the protocol: take the published file back")
         runs = {row.bundle: read_bundle(leaderboard / row.bundle) for row in before}
         written = []
@@ -68,25 +80,72 @@ def publish(
             runs |= {row.bundle: read_bundle(leaderboard / row.bundle) for row in new}
             merged = {row.key: row for row in (*before, *new)}
             after = ranked(merged.values(), runs)
-            write_atomically(table, as_csv(after, protocol.metrics.names))
+            write_atomically(table, as_csv(after, columns))
         except BaseException:
             _remove(leaderboard, {place.name for place in written} - {Path(row.bundle).name for row in before})
             raise
         _remove(leaderboard, {Path(row.bundle).name for row in before} - {Path(row.bundle).name for row in after})
-    return Publication(table, tuple(before), tuple(after), tuple(findings))
+    return Publication(table, tuple(before), tuple(after), tuple(findings), tuple(left_out))
+
+
+def _completed(run: RecordedRun, protocol: Protocol) -> RecordedRun:
+    """The run with what is told of rows since it was made, and of sets, a case each, only the one asked for last."""
+    told = []
+    for described, row in zip(run.description["rows"], run.rows, strict=True):
+        added: dict[str, Any] = {}
+        if "variant" not in described:
+            try:
+                method = find_method(row.name)
+                fit = (described.get("fit") or {}).get("identity")
+                added = {"variant": variant_of(method, row.settings, fit, protocol)}
+                added |= {"trained_on": list(trained_on(method, method.cls.Settings(**row.settings)))}
+            except (SembenchError, ValueError):
+                added = {"variant": {}, "trained_on": []}
+        told.append({**described, **added})
+    rows = tuple(
+        replace(row, variant=described["variant"], trained_on=tuple(described["trained_on"]))
+        for described, row in zip(told, run.rows, strict=True)
+    )
+    asked = run.description.get("cases")
+    kept = run.records
+    if protocol.scope == "set" and isinstance(asked, list):
+        kept = tuple(record for record in kept if record["case"] in asked)
+    return replace(run, rows=rows, description={**run.description, "rows": told}, records=kept)
+
+
+def _eligible(run: RecordedRun, states: str) -> tuple[dict[str, str], list[str]]:
+    """Row id -> where its fitted state is to be had, of each row that may be published; and why the others may not."""
+    refused = row_refusals(run)
+    sources, left_out = {}, []
+    for told in run.description["rows"]:
+        try:
+            if told["row"] in refused:
+                raise InputError(refused[told["row"]])
+            sources[str(told["row"])] = state_source(told, states)
+        except InputError as error:
+            left_out.append(str(error))
+    return sources, left_out
 
 
 def _chosen(run: RecordedRun, restorers: Sequence[str]) -> RecordedRun:
-    """The run reduced to rows of these restorers; InputError for a name that it does not hold."""
-    known = {row.name for row in run.rows}
+    """The run reduced to rows of these names, ids or labels; InputError for one that it does not hold."""
+    if not restorers:
+        return run
+    labels = row_labels(run.rows)
+    names = {row.row_id: {row.name, row.row_id, labels[row.row_id]} for row in run.rows}
+    known = set().union(*names.values())
     for name in restorers:
         if name not in known:
             raise InputError(f"--restorer {name}: not in {run.folder}: {suggestion(name, known)}")
-    rows = tuple(row for row in run.rows if not restorers or row.name in restorers)
-    ids = {row.row_id for row in rows}
+    return _reduced(run, {row_id for row_id, own in names.items() if own & {*restorers}})
+
+
+def _reduced(run: RecordedRun, ids: Collection[str]) -> RecordedRun:
+    """The run with these rows alone."""
+    rows = tuple(row for row in run.rows if row.row_id in ids)
     described = [told for told in run.description["rows"] if told["row"] in ids]
-    records = tuple(record for record in run.records if record["row"] in ids)
-    return replace(run, rows=rows, description={**run.description, "rows": described}, records=records)
+    records, flat = (tuple(record for record in some if record["row"] in ids) for some in (run.records, run.flat))
+    return replace(run, rows=rows, description={**run.description, "rows": described}, records=records, flat=flat)
 
 
 def state_source(described: dict[str, Any], states: str) -> str:

@@ -11,13 +11,14 @@ from sembench.errors import InputError
 from sembench.execution.recorded import RecordedRun
 from sembench.execution.records import LEFT_OUT
 from sembench.leaderboard.bundle import place
-from sembench.leaderboard.rows import Published, Score
+from sembench.leaderboard.rows import Published, Score, columns_of
+from sembench.marks import marks
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, plugin
-from sembench.results import summarise
+from sembench.results import summarise, with_flat_fields
 from sembench.statistics import Interval
 
-PLACED = ("letters", "rank", "rank_without_group", "ranked_cases", "ranked_groups", "separable")
+PLACED = ("letters", "rank", "rank_without_group", "ranked_cases", "ranked_groups", "separable", "missing", "marks")
 """What a row has from its table, not from its bundle."""
 
 RELATIVE_TOLERANCE = 1e-9
@@ -39,8 +40,9 @@ def row_of(run: RecordedRun, bundle_sha256: str) -> Published:
     (row,) = run.rows
     (told,) = run.description["rows"]
     computed = [name for name in protocol.metrics.names if name in run.description["metrics"]]
-    (summary,) = summarise([row], run.records, computed)
-    scores = {name: Score(summary.metrics.get(name), summary.undefined.get(name, 0)) for name in protocol.metrics.names}
+    (summary,) = with_flat_fields(summarise([row], run.records, computed), run.flat)
+    names = columns_of(protocol)
+    scores = {name: Score(summary.metrics.get(name), summary.undefined.get(name, 0)) for name in names}
     fit = told.get("fit") or {}
     report = fit.get("report") or {}
     git = run.description.get("git") or {}
@@ -52,6 +54,7 @@ def row_of(run: RecordedRun, bundle_sha256: str) -> Published:
         kind=row.kind,
         version=_count(told.get("version")),
         settings=row.settings,
+        variant=row.variant,
         data=str(run.description["data"]),
         cases=len(run.records),
         solved=summary.solved,
@@ -64,6 +67,8 @@ def row_of(run: RecordedRun, bundle_sha256: str) -> Published:
         ranked_cases=None,
         ranked_groups=None,
         separable="",
+        missing=None,
+        marks="",
         budget=str((fit.get("identity") or {}).get("budget", [""])[0]),
         fit_steps=_count(report.get("steps")),
         parameters=_count(report.get("parameters")),
@@ -113,7 +118,10 @@ def ranked(rows: Iterable[Published], runs: Mapping[str, RecordedRun]) -> list[P
 
 def _ranked(rows: Sequence[Published], runs: Mapping[str, RecordedRun]) -> list[Published]:
     unplaced: dict[str, Any] = {name: "" if name in ("letters", "separable") else None for name in PLACED}
-    rows = [replace(row, **unplaced) for row in rows]
+    plain, records = [runs[row.bundle].rows[0] for row in rows], [r for row in rows for r in runs[row.bundle].records]
+    marked = marks(plain, records)
+    told = {row.row: "; ".join(mark.short for mark in marked.get(row.row, ())) for row in rows}
+    rows = [replace(row, **(unplaced | {"marks": told[row.row]})) for row in rows]
     own = [runs[row.bundle] for row in sorted(rows, key=lambda row: row.row) if row.kind == "restorer"]
     if not own:
         return rows
@@ -122,21 +130,20 @@ def _ranked(rows: Sequence[Published], runs: Mapping[str, RecordedRun]) -> list[
         found = compare_rows([run.rows[0] for run in own], [record for run in own for record in run.records], primary)
     except InputError:
         return rows
-    by_id = {contender.row_id: contender for contender in found.contenders}
-    return [
-        replace(
-            row,
-            letters=by_id[row.row].letters,
-            rank=by_id[row.row].rank,
-            rank_without_group=by_id[row.row].rank_without_group,
-            ranked_cases=found.cases,
-            ranked_groups=found.groups,
-            separable="yes" if found.separable else "no",
-        )
-        if row.row in by_id and row.kind == "restorer"
-        else row
-        for row in rows
-    ]
+    placed: dict[str, dict[str, Any]] = {out.row_id: {"missing": out.missing} for out in found.unranked}
+    placed |= {
+        contender.row_id: {
+            "letters": contender.letters,
+            "rank": contender.rank,
+            "rank_without_group": contender.rank_without_group,
+            "ranked_cases": found.cases,
+            "ranked_groups": found.groups,
+            "separable": "yes" if found.separable else "no",
+            "missing": contender.missing,
+        }
+        for contender in found.contenders
+    }
+    return [replace(row, **placed.get(row.row, {})) for row in rows]
 
 
 def differing(told: Published, made: Published, *, placed: bool) -> list[str]:

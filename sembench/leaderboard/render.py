@@ -13,16 +13,19 @@ from sembench.errors import InputError
 from sembench.execution.plan import Row
 from sembench.execution.recorded import RecordedRun
 from sembench.execution.records import Record
+from sembench.execution.worker import FLAT_METRICS
 from sembench.leaderboard.bundle import read_bundle
 from sembench.leaderboard.rows import Published, Score, read_rows
 from sembench.marks import cd_biases, marks
 from sembench.micrograph import write_atomically
 from sembench.pages import crosses, words
+from sembench.pages.crosses import Cross
 from sembench.pages.document import render
 from sembench.pages.numbers import counted, decimals, fixed, places
 from sembench.pages.pairs import PairTable, pair_table
 from sembench.pages.standings import Column, Line, Standings, beside, column, standings
 from sembench.registry import METRICS, plugin, plugins
+from sembench.statistics import Interval
 
 PAGE = "index.html"
 FIRST = ("s2s", "s2s_midpoint", "s2r", "s2r_broad", "real_pairs", "metrology", "clustering")
@@ -33,11 +36,12 @@ README_METRICS = 3
 
 @dataclass(frozen=True)
 class MetricLine:
-    """One metric in a restorer's section: its column, and what the row has of it."""
+    """One metric in a restorer's section: its column, and what the row has of it; flat: of flat fields, not cases."""
 
     column: Column
     interval: Any
-    cross: crosses.Cross
+    cross: Cross
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,17 @@ def _part(key: str, rows: Sequence[Published], runs: Mapping[str, RecordedRun]) 
     labels = row_labels(plain)
     protocol = own[0].description["protocol"]
     primary, listed = _metrics(protocol, rows)
-    others = beside(listed, primary)
+    flat = [name for name in FLAT_METRICS if name in rows[0].scores and name not in protocol["metrics"]["names"]]
+    others = beside([*(name for name in listed if name not in flat), *flat], primary)
     comparison = _compared(plain, records, primary, protocol)
     found = marks(plain, records)
     lines = [
-        _line(f"{key}-{number}", row, labels[row.row], run.records, found.get(row.row, ()), [primary, *listed])
+        _line(f"{key}-{number}", row, labels[row.row], run, found.get(row.row, ()), [primary, *listed])
         for number, (row, run) in enumerate(zip(rows, own, strict=True), 1)
     ]
     caption = _caption(rows, protocol)
+    if any(row.scores[name].interval for row in rows for name in flat):
+        caption += f" {' and '.join(flat)}: of flat fields with the cases' noise, not ranked."
     table = standings(key, caption, column(primary), others, lines)
     by_line = {line.key: (row, run) for line, row, run in zip(lines, rows, own, strict=True)}
     return Part(
@@ -185,19 +192,21 @@ def _caption(rows: Sequence[Published], protocol: Mapping[str, Any]) -> str:
     placed = next((row for row in rows if row.ranked_cases), None)
     if placed is None or placed.ranked_cases is None:
         return text
-    solved = counted(placed.ranked_cases, "case")
-    return f"{text} Those who share a letter are not told apart; letters and ranks are of the {solved} that all solved."
+    ranked = sum(row.ranked_cases is not None for row in rows)
+    out = sum(row.kind == "restorer" and row.ranked_cases is None for row in rows)
+    return f"{text} {words.basis(placed.ranked_cases, ranked, out)}"
 
 
-def _line(
-    key: str, row: Published, name: str, records: Sequence[Record], found: Sequence[Any], shown: Sequence[str]
-) -> Line:
+def _line(key: str, row: Published, name: str, run: RecordedRun, found: Sequence[Any], shown: Sequence[str]) -> Line:
+    records = run.records
+    missing = {metric: crosses.undefined(records, metric) for metric in shown if row.scores[metric].undefined}
+    missing |= {metric: Cross(row.scores[metric].undefined) for metric in row.scores if metric in FLAT_METRICS}
     return Line(
         key,
         name,
         row.kind,
         {metric: score.interval for metric, score in row.scores.items()},
-        {metric: crosses.undefined(records, metric) for metric in shown if row.scores[metric].undefined},
+        missing,
         row.letters,
         row.rank,
         row.rank_without_group,
@@ -209,7 +218,15 @@ def _line(
         crosses.values(records, shown[0]),
         key,
         filtered=True,
+        unranked=_unranked(row, row.scores[shown[0]].interval),
     )
+
+
+def _unranked(row: Published, primary: Interval | None) -> str:
+    """Why a restorer has no rank among others that have one, else empty; primary: its primary metric's interval."""
+    if row.kind == "control" or row.ranked_cases is not None or row.missing is None:
+        return ""
+    return f"no value on {row.missing} of {row.missing + (primary.n if primary else 0)} cases"
 
 
 def _profile(line: Line, row: Published, run: RecordedRun) -> Profile:
@@ -244,15 +261,20 @@ def _profile(line: Line, row: Published, run: RecordedRun) -> Profile:
     ]
     return Profile(
         line,
-        tuple((name, _text(value)) for name, value in sorted(row.settings.items())),
+        tuple((name, _text(value)) for name, value in sorted((row.variant | row.settings).items())),
         tuple((name, _text(value)) for name, value in provenance if value not in (None, "")),
         tuple(
-            MetricLine(_rounded(name, score), score.interval, crosses.undefined(run.records, name))
+            MetricLine(_rounded(name, score), score.interval, _cross(run, name, score), name in FLAT_METRICS)
             for name, score in row.scores.items()
             if score.interval or score.undefined
         ),
         row.bundle,
     )
+
+
+def _cross(run: RecordedRun, name: str, score: Score) -> Cross:
+    """Cases, or flat fields, without a value of a metric."""
+    return Cross(score.undefined) if name in FLAT_METRICS else crosses.undefined(run.records, name)
 
 
 def _rounded(name: str, score: Score) -> Column:
@@ -315,9 +337,11 @@ def markdown(tab: Tab) -> str:
 def _markdown_table(table: Standings) -> str:
     others = table.others[:README_METRICS]
     headings = ["restorer", _heading(table.primary, "95 % interval"), "letters", "rank"]
+    headings += ["marks"] if table.has("marks") else []
     headings += [_heading(other) for other in others]
     headings += ["failed (cases)", "budget"]
-    lines = [headings, [":--", "--:", ":--", "--:", *["--:"] * len(others), "--:", ":--"]]
+    marked = [":--"] if table.has("marks") else []
+    lines = [headings, [":--", "--:", ":--", "--:", *marked, *["--:"] * len(others), "--:", ":--"]]
     for line in table.lines:
         own = line.values.get(table.primary.name)
         value = fixed(own.mean if own else None, table.primary.decimals)
@@ -330,7 +354,8 @@ def _markdown_table(table: Standings) -> str:
                 f"*{_cell(line.name)}* (control)" if control else _cell(line.name),
                 value,
                 line.letters,
-                places(line.rank) if line.rank else "",
+                places(line.rank) if line.rank else f"unranked: {line.unranked}" if line.unranked else "",
+                *(_cell(", ".join(mark.short for mark in line.marks)) for _ in marked),
                 *(fixed(mean.mean if mean else None, digits) for mean, digits in means),
                 str(line.failed.count or ""),
                 line.budget,

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sembench.errors import InputError
+from sembench.execution.plan import Row
+from sembench.execution.worker import FLAT_METRICS
+from sembench.protocol import Protocol
 from sembench.statistics import Interval
 from sembench.statistics.ranks import Places
 
@@ -33,9 +36,12 @@ class Score:
 class Published:
     """One published row: a restorer or control with its settings; "" and None where something is not known.
 
-    row: as in the run folder; cases: all of the run, left_out those that cannot be trusted. letters, rank (from, to),
-    rank_without_group: on the protocol's primary metric among the restorers of the table on equal data, over the
-    ranked_cases that all of them solved; separable: whether there are groups enough to tell any two apart.
+    row: as in the run folder; variant: in what it is not the protocol's own row of its restorer. cases: all of the run,
+    left_out those that cannot be trusted. letters, rank (from, to), rank_without_group: on the protocol's primary
+    metric among the ranked restorers of the table on equal data, over the ranked_cases that all of these solved;
+    separable: whether there are groups enough to tell any two apart; missing: cases without a value of that metric, of
+    those on which any restorer has one, too many of which leave a restorer unranked; marks: what must be known beside
+    the rank.
     state_from: where the fitted state is to be had. environment: digest; the bundle holds the whole.
     bundle: its folder beside the table, named by bundle_sha256, the SHA-256 of its checksums. scores: metric -> score.
     """
@@ -45,6 +51,7 @@ class Published:
     kind: str
     version: int | None
     settings: dict[str, Any]
+    variant: dict[str, Any]
     data: str
     cases: int
     solved: int
@@ -57,6 +64,8 @@ class Published:
     ranked_cases: int | None
     ranked_groups: int | None
     separable: str
+    missing: int | None
+    marks: str
     budget: str
     fit_steps: int | None
     parameters: int | None
@@ -86,6 +95,11 @@ class Published:
         """What the row is about: publishing the same again replaces it."""
         return self.data_digest, self.row
 
+    @property
+    def label(self) -> str:
+        """The restorer's name, with its variant where it is not the protocol's own row."""
+        return Row(self.restorer, "", self.kind, self.settings, self.row, variant=self.variant).label
+
 
 def _columns() -> list[str]:
     names = ["schema"]
@@ -99,6 +113,12 @@ def _columns() -> list[str]:
 
 COLUMNS = tuple(_columns())
 """Columns before those of the metrics."""
+
+
+def columns_of(protocol: Protocol) -> tuple[str, ...]:
+    """The metrics that a protocol's table has: its own, and those of flat fields, reported and not ranked."""
+    flat = FLAT_METRICS if protocol.scope == "case" else ()
+    return tuple(dict.fromkeys((*protocol.metrics.names, *flat)))
 
 
 def table_name(protocol: str, version: int) -> str:

@@ -151,5 +151,7 @@ def _merged(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
         rows = [told for run in own for told in run.description["rows"]]
         description = {**own[0].description, "rows": rows, "environments": environments}
         records = tuple(record for run in own for record in run.records)
-        merged.append(RecordedRun(own[0].folder, description, tuple(row for run in own for row in run.rows), records))
+        flat = tuple(record for run in own for record in run.flat)
+        every = tuple(row for run in own for row in run.rows)
+        merged.append(RecordedRun(own[0].folder, description, every, records, flat=flat))
     return merged

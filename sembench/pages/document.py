@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
@@ -40,10 +41,11 @@ def link(path: str) -> str:
 
 
 def breakable(text: str) -> "Markup":
-    """The text, which may go on in a new line behind each underscore."""
+    """The text, which may go on in a new line behind each underscore or equals sign."""
     from markupsafe import Markup, escape
 
-    return Markup("_<wbr>").join(escape(part) for part in text.split("_"))
+    parts = re.split(r"(?<=[_=])", text)
+    return Markup("<wbr>").join(escape(part) for part in parts)
 
 
 def _text(name: str) -> str:

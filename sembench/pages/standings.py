@@ -34,7 +34,8 @@ class Line:
 
     key: unlike any other's on the page; values: metric -> mean and interval; crosses: metric -> cases without a value;
     failed: cases without an image; seconds: median a case; cases: its primary metric case by case; page: where
-    more is said of it, an address on the page, or empty; filtered: whether the page's filters apply to it.
+    more is said of it, an address on the page, or empty; filtered: whether the page's filters apply to it; unranked:
+    why a restorer has neither letters nor a rank, else empty.
     """
 
     key: str
@@ -53,11 +54,24 @@ class Line:
     cases: tuple[float, ...] = ()
     page: str = ""
     filtered: bool = False
+    unranked: str = ""
+
+    @property
+    def head(self) -> str:
+        """The name without what is told of it in brackets."""
+        return self.name.partition(" (")[0]
+
+    @property
+    def tail(self) -> str:
+        """What is told of it in brackets, with them; often nothing."""
+        return self.name[len(self.head) :].strip()
 
 
 @dataclass(frozen=True)
 class Standings:
-    """Lines in order of the primary metric, best first, then controls; axis: of the primary metric's intervals.
+    """Ranked lines by the primary metric, best first, then unranked ones, then controls.
+
+    axis: of the primary metric's intervals.
 
     spread: the axis of its cases; unseen: controls that lie beyond the axis, and their means.
     """
@@ -87,7 +101,7 @@ class Standings:
         return tuple(line for line in self.controls if self._seen(line))
 
     def has(self, what: str) -> bool:
-        """Whether any line says anything of `rank`, `failures`, `budget`, `device` or `marks`."""
+        """Whether any line says anything of `rank`, `letters`, `failures`, `budget`, `device` or `marks`."""
         if what == "failures":
             return any(line.failed.count for line in self.lines)
         return any(getattr(line, what) for line in self.lines)
@@ -163,10 +177,10 @@ def sharing(letters: Mapping[str, str]) -> list[list[str]]:
     return list(found.values())
 
 
-def _place(line: Line, primary: Column) -> tuple[bool, bool, float]:
+def _place(line: Line, primary: Column) -> tuple[bool, bool, bool, float]:
     interval = line.values.get(primary.name)
-    value = 0.0 if interval is None else interval.mean
-    return line.kind == "control", interval is None, -value if primary.better == "higher" else value
+    value = 0.0 if interval is None else -interval.mean if primary.better == "higher" else interval.mean
+    return line.kind == "control", bool(line.unranked), interval is None, value
 
 
 def _rounded(column: Column, lines: Iterable[Line]) -> Column:

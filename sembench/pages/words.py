@@ -43,6 +43,16 @@ def summary(
     return told
 
 
+def basis(cases: int, ranked: int, unranked: int) -> str:
+    """On what letters and ranks rest, in a sentence or two."""
+    solved = f"{counted(cases, 'case')} that all {ranked} {'ranked ' if unranked else ''}restorers solved"
+    told = f"Those who share a letter are not told apart; letters and ranks are of the {solved}."
+    if not unranked:
+        return told
+    missing = "Who lacks a value on more than a tenth of the cases stands below, unranked: its mean is of other cases."
+    return f"{told} {missing}"
+
+
 def _standing(comparison: Comparison) -> Sentences:
     metric, contenders = comparison.metric, comparison.contenders
     unit = f" {metric.unit}" if metric.unit else ""
@@ -52,7 +62,8 @@ def _standing(comparison: Comparison) -> Sentences:
     if metric.better != "none":
         others = len(contenders) - 1
         beaten = sum(pair.better == first.name for pair in comparison.pairs)
-        which = {0: "none of the others", others: "every other restorer"}.get(beaten, f"{beaten} of {others} others")
+        every = "every other ranked restorer" if comparison.unranked else "every other restorer"
+        which = {0: "none of the others", others: every}.get(beaten, f"{beaten} of {others} others")
         mean = f"{metric.name} {_between(first.mean, unit)} on {where}"
         told.append(("Best mean", [f"{first.name}: {mean}; established to be better than {which}."]))
     if not comparison.separable:

@@ -98,8 +98,7 @@ def _caption(plan: RunPlan, records: Sequence[Record], comparison: Comparison | 
     text = f"{_counted(records)}. Mean and 95 % interval over groups, which alone are independent."
     if isinstance(comparison, str):
         return text
-    basis = f"{counted(comparison.cases, 'case')} that all {len(comparison.contenders)} restorers solved"
-    return f"{text} Those who share a letter are not told apart; letters and ranks are of the {basis}."
+    return f"{text} {words.basis(comparison.cases, len(comparison.contenders), len(comparison.unranked))}"
 
 
 def _caption_apart(stratum: str, records: Sequence[Record]) -> str:
@@ -127,6 +126,7 @@ def _standings(
         caption += f" {' and '.join(flat)}: of a flat field with the cases' noise, not ranked."
     shown = [name, *(other.name for other in others)]
     places = {} if isinstance(comparison, str) else {one.row_id: one for one in comparison.contenders}
+    out = {} if isinstance(comparison, str) else {one.row_id: one.reason for one in comparison.unranked}
     told = {} if isinstance(comparison, str) else marks(plan.rows, records)
     labels = row_labels(plan.rows)
     lines = []
@@ -154,6 +154,7 @@ def _standings(
                 row.budget,
                 " ".join(sorted({record["device"] for record in own if record.get("device")})),
                 crosses.values(own, name),
+                unranked=out.get(row.row_id, ""),
             )
         )
     return standings(key, caption, column(name), others, lines)

@@ -11,6 +11,7 @@ import numpy as np
 
 from sembench import figures
 from sembench.cases import Case, TileSetSpec
+from sembench.comparison import row_labels
 from sembench.execution.embed import load
 from sembench.execution.records import Record
 from sembench.execution.run import RunPlan
@@ -112,16 +113,16 @@ def _where(plan: RunPlan) -> str:
 
 
 def _intervals(plan: RunPlan, summary: Sequence[SummaryRow], name: str) -> None:
-    rows, controls = [], {}
+    rows, controls, labels = [], {}, row_labels(plan.rows)
     for line in summary:
         interval = line.metrics[name]
         if interval is None:
             continue
         if line.row.kind == "control":
             if line.row.name != "oracle":
-                controls[line.row.name] = interval.mean
+                controls[labels[line.row.row_id]] = interval.mean
         else:
-            rows.append((line.row.name, interval.mean, interval.low, interval.high))
+            rows.append((labels[line.row.row_id], interval.mean, interval.low, interval.high))
     if rows:
         path = plan.folder / "figures" / f"{name}.png"
         figures.intervals(path, f"{_where(plan)}: mean and 95 % interval", _label(name), rows, controls)
@@ -138,14 +139,16 @@ def _first_case(
     case = spec.make(plan.protocol)
     unit = plugin(METRICS, name).load().unit
     images, captions, stored = {"input": case.degraded}, {}, {}
+    labels = row_labels(plan.rows)
     for line in summary:
         record = solved.get(line.row.row_id)
-        if record is None:
+        if record is None or not (plan.folder / record["image"]).is_file():
             continue
-        images[line.row.name] = read_grid_png(plan.folder / record["image"])
-        stored[line.row.name] = record["image"]
+        label = labels[line.row.row_id]
+        images[label] = read_grid_png(plan.folder / record["image"])
+        stored[label] = record["image"]
         value = record["metrics"].get(name)
-        captions[line.row.name] = "" if value is None else f"{value:.2f} {unit}".rstrip()
+        captions[label] = "" if value is None else f"{value:.2f} {unit}".rstrip()
     if case.reference is not None:
         images["reference"] = case.reference
     base = case.degraded if case.reference is None else case.reference
@@ -312,9 +315,10 @@ def _clusters(plan: RunPlan, records: Sequence[Record], name: str) -> list[Drawi
     from sembench.metrics import clustering
 
     specs = {spec.case_id: spec for spec in plan.cases.specs if isinstance(spec, TileSetSpec)}
+    named = row_labels(plan.rows)
     drawn = []
     for record in records:
-        if record["status"] != "ok":
+        if record["status"] != "ok" or not (plan.folder / record["embeddings"]).is_file():
             continue
         spec = specs[record["case"]]
         vectors = clustering.normalised(load(plan.folder / record["embeddings"], record["embeddings_sha256"]))
@@ -327,12 +331,13 @@ def _clusters(plan: RunPlan, records: Sequence[Record], name: str) -> list[Drawi
             )
             for number, indices in chosen.items()
         ]
-        title = f"{_where(plan)}, {record['restorer']}: {name} {record['metrics'][name]:.3f}"
+        label = named[record["row"]]
+        title = f"{_where(plan)}, {label}: {name} {record['metrics'][name]:.3f}"
         note = "t-SNE of the cosine distances: what lies near is alike, how far apart means little; KMeans, first seed"
         file = f"figures/clusters-{record['row']}.png"
         figures.cluster_map(plan.folder / file, title, note, clustering.projected(vectors), labels, shown)
         told = "Embeddings in a plane, coloured by cluster; beside them the tiles nearest to each cluster's middle."
-        drawn.append(Drawing(file, f"Clusters of {record['restorer']}", told))
+        drawn.append(Drawing(file, f"Clusters of {label}", told))
     return drawn
 
 
@@ -354,7 +359,7 @@ def _told(groups: Sequence[str], own: "NDArray[np.bool_]") -> str:
 
 
 def _bias(plan: RunPlan, summary: Sequence[SummaryRow], records: Sequence[Record]) -> list[Drawing]:
-    series = {}
+    series, labels = {}, row_labels(plan.rows)
     for line in summary:
         if line.row.name == "oracle":
             continue
@@ -365,7 +370,7 @@ def _bias(plan: RunPlan, summary: Sequence[SummaryRow], records: Sequence[Record
             both = [(restored, bias) for restored, bias in found if restored is not None and bias is not None]
             pairs[what] = ([restored - bias for restored, bias in both], [restored for restored, _ in both])
         if all(restored for _, restored in pairs.values()):
-            series[line.row.name] = pairs
+            series[labels[line.row.row_id]] = pairs
     if not series:
         return []
     path = plan.folder / "figures" / "bias.png"
