@@ -110,6 +110,18 @@ def test_the_unsharded_command_finds_nothing_left_to_do(
     assert len(json.loads((tmp_path / "out" / "run.json").read_text())["shards"]) == 3
 
 
+def test_flat_fields_of_runs_of_other_restorers_are_joined_too(bench: Path, tmp_path: Path) -> None:
+    run(bench, "whole")
+    parts = [bench / "only-input", bench / "only-gaussian"]
+    for part in parts:
+        run(bench, part.name, restorers=(part.name.removeprefix("only-"),))
+    merge(parts, tmp_path / "out")
+    flat = [read_records(folder / "flat.jsonl")[0] for folder in (tmp_path / "out", bench / "whole")]
+    assert told(flat[0]) == told(flat[1])
+    assert {record["restorer"] for record in flat[0]} == {"input", "gaussian"}
+    assert all((tmp_path / "out" / record["image"]).is_file() for record in flat[0])
+
+
 def test_what_is_missing_is_told(shards: list[Path], tmp_path: Path) -> None:
     parts = copied(shards[:2], tmp_path)
     lines = (parts[0] / "records.jsonl").read_text().splitlines(keepends=True)

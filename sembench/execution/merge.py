@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,6 +17,7 @@ from sembench.execution.plan import SHARD_MARK, Row
 from sembench.execution.provenance import versions
 from sembench.execution.recorded import RecordedRun, read_run
 from sembench.execution.records import Key, Record, key
+from sembench.execution.run import FLAT
 from sembench.micrograph import write_atomically
 from sembench.protocol import Protocol
 
@@ -103,15 +104,16 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
         if before and (out / "records.jsonl").is_file():
             runs.insert(0, read_run(out))
             _check_alike(runs)
-        records = _joined(runs)
+        records = _joined((run, run.records) for run in runs)
+        flat = _joined((run, run.flat) for run in runs)
         description = _described(runs)
-        for record, run in records.values():
+        for record, run in (*records.values(), *flat.values()):
             if run.folder != out:
                 _fetch(record, run.folder, out)
-        ordered = [records[name][0] for name in sorted(records)]
         write_description(out, description)
-        lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered)
-        write_atomically(out / "records.jsonl", lines.encode())
+        if flat:
+            _write(out / FLAT, flat)
+        ordered = _write(out / "records.jsonl", records)
     known = {row.row_id: row for run in runs for row in run.rows}
     rows = tuple(known[row["row"]] for row in description["rows"])
     wanted = [(row.row_id, case) for row in rows for case in description["cases"]]
@@ -149,10 +151,16 @@ def _check_alike(runs: Iterable[RecordedRun]) -> None:
                 raise InputError(f"{run.folder}: {name} {other}, while {first.folder} has {one} ({what}): not merged")
 
 
-def _joined(runs: Iterable[RecordedRun]) -> dict[Key, tuple[Record, RecordedRun]]:
+def _write(path: Path, records: Mapping[Key, tuple[Record, RecordedRun]]) -> list[Record]:
+    ordered = [records[name][0] for name in sorted(records)]
+    write_atomically(path, "".join(json.dumps(record, sort_keys=True) + "\n" for record in ordered).encode())
+    return ordered
+
+
+def _joined(told: Iterable[tuple[RecordedRun, Iterable[Record]]]) -> dict[Key, tuple[Record, RecordedRun]]:
     joined: dict[Key, tuple[Record, RecordedRun]] = {}
-    for run in runs:
-        for record in run.records:
+    for run, records in told:
+        for record in records:
             name = key(record)
             for metric, value in record.get("metrics", {}).items():
                 if value is not None and type(value) not in (int, float):
