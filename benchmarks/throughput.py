@@ -64,7 +64,7 @@ request = RunRequest(("input", "gaussian"), protocol, data="phantom", out=Path(o
 if __name__ == "__main__":
     plan = prepare(request)
     arrivals, started = [], time.perf_counter()
-    records = execute(plan, request, lambda record: arrivals.append((time.perf_counter(), record["seconds"])))
+    records = execute(plan, request, lambda record, left: arrivals.append((time.perf_counter(), record["seconds"])))
     ended = time.perf_counter()
     later = [seconds for _, seconds in arrivals[1:]]
     between = arrivals[-1][0] - arrivals[0][0]

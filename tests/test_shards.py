@@ -122,6 +122,20 @@ def test_flat_fields_of_runs_of_other_restorers_are_joined_too(bench: Path, tmp_
     assert all((tmp_path / "out" / record["image"]).is_file() for record in flat[0])
 
 
+def test_a_listener_hears_how_many_are_still_to_come(bench: Path, tmp_path: Path) -> None:
+    def left(limit: int) -> list[int]:
+        heard: list[int] = []
+        request = RunRequest(
+            ("input", "gaussian"), str(bench / "small.toml"), "phantom", tmp_path / "run", limit=limit, workers=1
+        )
+        execute(prepare(request), request, lambda record, left: heard.append(left))
+        return heard
+
+    assert left(1) == [1, 0]
+    assert left(3) == [3, 2, 1, 0]
+    assert left(3) == []
+
+
 def test_what_is_missing_is_told(shards: list[Path], tmp_path: Path) -> None:
     parts = copied(shards[:2], tmp_path)
     lines = (parts[0] / "records.jsonl").read_text().splitlines(keepends=True)

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from rich.console import Console
     from rich.table import Table
 
     from sembench.ablation import Ablation, Finding
     from sembench.execution.records import Record
+    from sembench.execution.run import Listener
 
 
 def ablate(
@@ -65,7 +64,7 @@ def ablate(
     plans = ablation.plan(listed, request)
     for notice in dict.fromkeys(notice for one in plans for notice in one.notices):
         notes.print(f"[yellow]notice:[/] {escape(notice)}", soft_wrap=True)
-    found = ablation.ablate(listed, plans, request, _Counter(notes, len(plans[0].cases.specs)), FitReporter(notes))
+    found = ablation.ablate(listed, plans, request, _Counter(notes), FitReporter(notes))
     if json_:
         typer.echo(json.dumps(ablation.as_json(found), indent=2))
         return
@@ -75,20 +74,16 @@ def ablate(
 class _Counter:
     """Progress of the cases of a variant, in a plain line every ten seconds."""
 
-    def __init__(self, notes: "Console", cases: int) -> None:
-        self.notes, self.cases, self.reported = notes, cases, 0.0
+    def __init__(self, notes: "Console") -> None:
+        self.notes, self.reported = notes, 0.0
 
-    def __call__(self, name: str) -> "Callable[[Record], None]":
-        done = 0
-
-        def told(record: "Record") -> None:
+    def __call__(self, name: str) -> "Listener":
+        def told(record: "Record", left: int) -> None:
             import time
 
-            nonlocal done
-            done += 1
             if time.monotonic() - self.reported > 10:
                 self.reported = time.monotonic()
-                self.notes.print(f"{name}: {done} of {self.cases} cases", soft_wrap=True, markup=False)
+                self.notes.print(f"{name}: {left} cases left", soft_wrap=True, markup=False)
 
         return told
 

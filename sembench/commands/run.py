@@ -136,7 +136,7 @@ def run(
         _show_plan(plan, json_)
         return
     try:
-        with _progress(plan, notes) as listener:
+        with _progress(notes) as listener:
             records = execute(plan, request, listener, FitReporter(notes))
     except KeyboardInterrupt:
         notes.print(
@@ -177,8 +177,7 @@ def run(
 class _progress:
     """Progress of a run: a bar on a terminal, plain lines elsewhere."""
 
-    def __init__(self, plan: "RunPlan", notes: "Console") -> None:
-        self.total = len(plan.rows) * len(plan.cases.specs)
+    def __init__(self, notes: "Console") -> None:
         self.notes = notes
         self.done = self.failed = 0
 
@@ -198,20 +197,20 @@ class _progress:
             self.task = self.bar.add_task("starting workers", total=None, rate="")
         return self
 
-    def __call__(self, record: "Record") -> None:
+    def __call__(self, record: "Record", left: int) -> None:
         import time
 
         self.done += 1
+        total = self.done + left
         self.failed += record["status"] == "failed"
         now = time.monotonic()
         rate = self.done / (now - self.started)
         text = f"{rate:.1f}/s" + (f", {self.failed} failed" if self.failed else "")
         if self.bar:
-            self.bar.update(self.task, completed=self.done, total=self.total, description=record["restorer"], rate=text)
+            self.bar.update(self.task, completed=self.done, total=total, description=record["restorer"], rate=text)
         elif now - self.reported > 10:
             self.reported = now
-            left = (self.total - self.done) / rate
-            self.notes.print(f"{self.done} of {self.total} ({text}, about {left:.0f} s left): {record['restorer']}")
+            self.notes.print(f"{self.done} of {total} ({text}, about {left / rate:.0f} s left): {record['restorer']}")
 
     def __exit__(self, *_: object) -> None:
         if self.bar:

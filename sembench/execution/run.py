@@ -80,7 +80,9 @@ class RunPlan:
         return run_digest(self.protocol, self.cases)
 
 
-Listener = Callable[[Record], None]
+Listener = Callable[[Record, int], None]
+"""Told of each new record of a case, and how many are still to come."""
+
 FitListener = Callable[[str, FitProgress | None, str], None]
 """Told of each fit before the cases: the restorer, how far it has come (None: nothing yet), and a notice or nothing."""
 
@@ -347,14 +349,16 @@ def _work(plan: RunPlan, request: RunRequest, parts: Sequence[_Part], states: di
         together = [shared] if plan.protocol.scope == "case" else [(row,) for row in shared]
         bundles += [Bundle(spec, own) for own in together if own]
     part_of = {spec.case_id: part for part in parts for spec in part.plan.cases.specs}
+    left = {id(part): sum(map(len, part.todo.values())) for part in parts}
 
     def keep(record: Record) -> None:
         if record["status"] == STORE_FAILED:
             raise WriteError(record["reason"])
         part = part_of[record["case"]]
         part.records.append(record)
+        left[id(part)] -= 1
         if part.told:
-            part.told(record)
+            part.told(record, left[id(part)])
 
     if request.scheduler:
         cluster.work(request.scheduler, bundles, job, keep)
