@@ -280,7 +280,7 @@ def row_labels(rows: Sequence[Row]) -> dict[str, str]:
         described = {other.row_id: _distinct_settings(other, namesakes) for other in namesakes}
         if len(namesakes) == 1:
             labels[row.row_id] = row.label
-        elif len(set(described.values())) == len(namesakes):
+        elif all(described.values()) and len(set(described.values())) == len(namesakes):
             told = ", ".join(text for text in (row.variant_told, described[row.row_id]) if text)
             labels[row.row_id] = f"{row.name} ({told})"
         else:

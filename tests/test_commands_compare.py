@@ -238,6 +238,13 @@ def test_namesakes_are_told_apart_by_their_settings(tell: Tell, tmp_path: Path) 
     _refused(tell(run, "--against", "tv"), "--against tv", "tv (strength=1.0)")
 
 
+def test_a_row_of_a_time_before_a_setting_is_named_by_its_id(tell: Tell, tmp_path: Path) -> None:
+    rows = [_row("tv", {"strength": 1.0}, "tv-a"), _row("tv", {"strength": 1.0, "steps": 5}, "tv-b")]
+    records = [_record(row, case, BASE[case] + i) for i, row in enumerate(rows) for case in CASES]
+    run = _write(tmp_path / "run", rows, records)
+    assert [line["restorer"] for line in json.loads(tell(run, "--json")[1])["restorers"]] == ["tv-b", "tv-a"]
+
+
 def test_a_run_that_is_being_written_can_be_compared(tell: Tell, tmp_path: Path) -> None:
     run = _made(tmp_path / "run")
     with (run / "records.jsonl").open("a") as file:
