@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 
 RESTORERS = Path(__file__).parents[1] / "restorers"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6b7480", "#000000")
+STYLES = ("-", "--")
+"""Every other curve is dashed, so that one which lies on another does not hide it."""
+
 
 
 def curves(degradation: str) -> dict[str, list[dict[str, Any]]]:
@@ -40,7 +43,7 @@ def main(degradation: str, out: Path) -> int:
     print("|---|---|---|---|---|")
     ranked = sorted(found.items(), key=lambda item: -max(row["psnr_matched"] for row in item[1]))
     for index, (name, curve) in enumerate(ranked):
-        style = "-" if index < len(COLOURS) else "--"
+        style = STYLES[(index + index // len(COLOURS)) % len(STYLES)]
         steps, values = ([row[key] for row in curve] for key in ("step", "psnr_matched"))
         axes.plot(steps, values, style, color=COLOURS[index % len(COLOURS)], label=name, linewidth=1.5)
         best = max(range(len(values)), key=values.__getitem__)
