@@ -204,13 +204,14 @@ OPTIONS = {
     "list": ["--json"],
 }  # fmt: skip
 FIXED = {"run": ["--dry-run", "--data", "phantom"]}
+"""Stands first, lest an option take --dry-run for its value and a whole benchmark be run."""
 
 
 @st.composite
 def lines(draw: st.DrawFn) -> list[str]:
     command = draw(st.sampled_from(list(OPTIONS)))
     given = draw(st.lists(st.sampled_from(OPTIONS[command]) | words, max_size=5))
-    return [command, *given, *FIXED.get(command, [])]
+    return [command, *FIXED.get(command, []), *given]
 
 
 @settings(quick, max_examples=50)
