@@ -20,7 +20,6 @@ STYLES = ("-", "--")
 """Every other curve is dashed, so that one which lies on another does not hide it."""
 
 
-
 def curves(degradation: str) -> dict[str, list[dict[str, Any]]]:
     """Method -> its learning curve, a dict a validation."""
     found = {}
