@@ -126,15 +126,20 @@ def test_pairs_against_one_are_those_of_all_pairs_turned(tell: Tell, tmp_path: P
     assert turned[1]["mark"] == "worse"
 
 
-def test_only_cases_that_all_solved_count_and_the_others_are_told(tell: Tell, tmp_path: Path) -> None:
-    rows = [_row("input"), _row("good"), _row("like_good")]
+def _with_gaps(folder: Path, names: tuple[str, ...] = ("input", "good", "like_good")) -> Path:
+    """good failed on two of the twelve cases, like_good has no value on a third."""
+    rows = [_row(name) for name in names]
     records = []
     for row in rows:
         for case, value in _scores(row["restorer"]).items():
             lost = row["restorer"] == "good" and case in ("c00", "c01")
             void = row["restorer"] == "like_good" and case == "c02"
             records.append(_record(row, case, None if void else value, "failed" if lost else "ok"))
-    run = _write(tmp_path / "run", rows, records)
+    return _write(folder, rows, records)
+
+
+def test_only_cases_that_all_solved_count_and_the_others_are_told(tell: Tell, tmp_path: Path) -> None:
+    run = _with_gaps(tmp_path / "run")
     found = json.loads(tell(run, "--json", "--restorer", "input,good,like_good")[1])
     assert (found["cases"], found["groups"]) == (9, 9)
     counts = {line["restorer"]: (line["failed"], line["undefined"]) for line in found["restorers"]}
@@ -149,14 +154,7 @@ def test_who_lacks_more_than_a_tenth_of_the_cases_does_not_decide_on_which_the_o
     tell: Tell, tmp_path: Path
 ) -> None:
     """One of twelve cases is less than a tenth, two are more: whoever lacks two stands apart, with its counts."""
-    rows = [_row("input"), _row("good"), _row("like_good")]
-    records = []
-    for row in rows:
-        for case, value in _scores(row["restorer"]).items():
-            lost = row["restorer"] == "good" and case in ("c00", "c01")
-            void = row["restorer"] == "like_good" and case == "c02"
-            records.append(_record(row, case, None if void else value, "failed" if lost else "ok"))
-    run = _write(tmp_path / "run", rows, records)
+    run = _with_gaps(tmp_path / "run")
     found = json.loads(tell(run, "--json")[1])
     assert (found["cases"], found["groups"]) == (11, 11)
     assert [line["restorer"] for line in found["restorers"]] == ["like_good", "input"]
@@ -168,7 +166,7 @@ def test_who_lacks_more_than_a_tenth_of_the_cases_does_not_decide_on_which_the_o
     _, output, _ = tell(run)
     assert "unranked" in next(line for line in output.splitlines() if " good " in line)
     _refused(tell(run, "--against", "good"), "no value on 2 of 12 cases", "--restorer")
-    alone = _write(tmp_path / "alone", rows[:2], [record for record in records if record["restorer"] != "like_good"])
+    alone = _with_gaps(tmp_path / "alone", ("input", "good"))
     _refused(tell(alone), "only input has values of ssim on enough of the 12 cases", "good 2", "--restorer")
 
 
