@@ -30,6 +30,8 @@ ACCENT = "#0b6e99"
 MOST_COLUMNS = 7
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Colours that stay apart for colour-blind readers (Okabe and Ito 2008)."""
+DIVERGING = "RdBu_r"
+"""Colour map of differences: blue below, red above."""
 LEFT, RIGHT, LOST = "#56b4e9", "#f0e442", "#ff3d00"
 """On an overlay: left or upper edges, right or lower edges, points that were lost."""
 _DPI = 120
@@ -66,29 +68,49 @@ def zoom_window(reference: Image, side: int) -> tuple[int, int]:
     return int(row) + side - half, int(column) + side - half
 
 
-def panel(path: Path, title: str, images: Mapping[str, Image], captions: Mapping[str, str], reference: Image) -> None:
-    """Input, restored images and reference of one case, each whole and beside it a magnified window.
+def panel(
+    path: Path,
+    title: str,
+    images: Mapping[str, Image],
+    captions: Mapping[str, str],
+    reference: Image,
+    differences: Mapping[str, Image] | None = None,
+) -> None:
+    """Input, restored images and reference of one case, each whole and below it a magnified window.
 
     images: name -> (H, W), shown in this order; captions: the line under a name; all share the reference's gray range.
+    differences: name -> (H, W), what an image differs by from the reference (gray levels), shown below in the window.
     """
     low, high = np.percentile(reference, (0.3, 99.7))
+    reach = difference_reach(reference)
     side = max(16, min(reference.shape) // 5)
     top, left = zoom_window(reference, side)
+    window = (slice(top, top + side), slice(left, left + side))
+    parts = 3 if differences else 2
     rows = -(-len(images) // MOST_COLUMNS)
     columns = -(-len(images) // rows)
-    figure = _figure(2.3 * columns, 5.1 * rows + 0.4)
+    figure = _figure(2.3 * columns, (2.55 * rows) * parts + 0.4)
+    if differences:
+        title += f"\nthird rows: less the reference after one gain and offset, blue to red: {-reach:.0f} to {reach:.0f}"
     figure.suptitle(title, fontsize=11, color=INK, x=0.01, ha="left")
-    grid = figure.subplots(2 * rows, columns, squeeze=False)
+    grid = figure.subplots(parts * rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for index, (name, image) in enumerate(images.items()):
-        whole = grid[2 * (index // columns)][index % columns]
-        part = grid[2 * (index // columns) + 1][index % columns]
-        for axes, shown in ((whole, image), (part, image[top : top + side, left : left + side])):
+        whole, part, *below = grid[parts * (index // columns) : parts * (index // columns + 1), index % columns]
+        for axes, shown in ((whole, image), (part, image[window])):
             axes.imshow(shown, cmap="gray", vmin=low, vmax=high, interpolation="nearest")
+        if differences and name in differences:
+            below[0].imshow(differences[name][window], cmap=DIVERGING, vmin=-reach, vmax=reach, interpolation="nearest")
         _frame(whole, left, top, side)
         whole.set_title(f"{name}\n{captions.get(name, '')}", fontsize=9, color=INK, loc="left")
     _save(figure, path)
+
+
+def difference_reach(reference: Image) -> float:
+    """Gray levels at which a difference from the reference (H, W) is shown in full colour: a quarter of its range."""
+    low, high = np.percentile(reference, (0.3, 99.7))
+    return max(1.0, float(high - low) / 4)
 
 
 def _frame(axes: "Axes", left: int, top: int, side: int) -> None:

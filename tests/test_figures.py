@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from sembench.figures import ACCENT, MOST_COLUMNS, intervals, panel, zoom_window
+from sembench.figures import ACCENT, MOST_COLUMNS, difference_reach, intervals, panel, zoom_window
 from sembench.restorer import Image
 
 
@@ -53,6 +53,22 @@ def test_a_panel_shows_every_image_and_frames_the_window_in_each(tmp_path: Path,
     frame = (abs(pixels - np.array([255, 176, 0])).max(axis=2) < 60).any(axis=0)
     starts = np.count_nonzero(np.diff(frame.astype(int)) == 1)
     assert starts == -(-count // -(-count // MOST_COLUMNS))
+
+
+def test_differences_are_shown_in_their_colours_below_the_magnified_window(tmp_path: Path) -> None:
+    """Brighter than the reference is red, darker blue, as far as the title says; the reference has no difference."""
+    base = scene()
+    images = {"brighter": base + 200, "darker": base - 200, "equal": base, "reference": base}
+    others = {name: image - base for name, image in images.items() if name != "reference"}
+    assert difference_reach(base) == pytest.approx((np.percentile(base, 99.7) - np.percentile(base, 0.3)) / 4)
+    panel(tmp_path / "panel.png", "a title", images, {}, base, others)
+    pixels = decoded(tmp_path / "panel.png")
+    red, blue = ((abs(pixels - np.array(colour)).max(axis=2) < 3) for colour in ((103, 0, 31), (5, 48, 97)))
+    columns = [np.flatnonzero(found.any(axis=0)) for found in (red, blue)]
+    rows = [np.flatnonzero(found.any(axis=1)) for found in (red, blue)]
+    assert columns[0].max() < columns[1].min() < columns[1].max() < 0.55 * pixels.shape[1]
+    assert rows[0].min() == rows[1].min() > 0.6 * pixels.shape[0]
+    assert red.sum() == pytest.approx(np.ptp(columns[0]) * np.ptp(rows[0]), rel=0.05)
 
 
 def test_intervals_stand_in_order_and_are_as_long_as_they_say(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from sembench.comparison import row_labels
 from sembench.execution.embed import load
 from sembench.execution.records import Record
 from sembench.execution.run import RunPlan
+from sembench.metrics.fidelity import apply_match, match
+from sembench.metrics.table import UndefinedError
 from sembench.micrograph import read_grid_png
 from sembench.pages.document import png_uri
 from sembench.pages.numbers import fixed
@@ -38,7 +41,7 @@ class Shot:
     """One image of the first case: a line below its name; the whole and a magnified part, as addresses that hold them.
 
     size: width and height of the image (px); frame: column, row and side of the part; file: the stored image, relative
-    to the run folder; empty where there is none.
+    to the run folder, empty where there is none; difference: the part less the reference's, empty likewise.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Shot:
     size: tuple[int, int]
     frame: tuple[int, int, int]
     file: str = ""
+    difference: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,13 @@ class Pictures:
     """Everything that is shown of a run.
 
     case: the one whose images are shown; part: which part of it is magnified; levels: the image whose gray range is
-    shown in all.
+    shown in all; reach: gray levels at which a difference is shown in full colour.
     """
 
     case: str = ""
     part: str = ""
     levels: str = "reference"
+    reach: float = 0.0
     shots: list[Shot] = field(default_factory=list)
     edges: list[EdgeShot] = field(default_factory=list)
     drawings: list[Drawing] = field(default_factory=list)
@@ -154,13 +159,14 @@ def _first_case(
     base = case.degraded if case.reference is None else case.reference
     title = f"{_where(plan)}, case {spec.case_id}"
     path = plan.folder / "figures" / "panel.png"
-    figures.panel(path, f"{title}; under each name: {_label(name)}", images, captions, base)
+    differences = {} if case.reference is None else _differences(images, case.reference)
+    figures.panel(path, f"{title}; under each name: {_label(name)}", images, captions, base, differences)
     shown.case = spec.case_id
     shown.levels = "input" if case.reference is None else "reference"
     if case.reference is not None:
         images.pop("oracle", None)
         images = {"input": images["input"], "reference": images["reference"], **images}
-    _shots(images, captions, stored, base, shown)
+    _shots(images, captions, stored, base, differences, shown)
     if "cd_bias" in plan.metrics:
         _lines(plan.folder / "figures", title, images, base, case, shown)
 
@@ -170,25 +176,41 @@ def _shots(
     captions: Mapping[str, str],
     stored: Mapping[str, str],
     base: "Image",
+    differences: "Mapping[str, Image]",
     shown: Pictures,
 ) -> None:
     levels = _levels(base)
+    shown.reach = figures.difference_reach(base)
     side = max(16, min(base.shape) // 5)
     top, left = figures.zoom_window(base, side)
     height, width = base.shape
+    window = (slice(top, top + side), slice(left, left + side))
     shown.part = f"{side} x {side} px at column {left}, row {top}"
     shown.shots = [
         Shot(
             name,
             captions.get(name, ""),
             _uri(_reduced(image), levels),
-            _uri(image[top : top + side, left : left + side], levels),
+            _uri(image[window], levels),
             (width, height),
             (left, top, side),
             stored.get(name, ""),
+            _difference_uri(differences[name][window], shown.reach) if name in differences else "",
         )
         for name, image in images.items()
     ]
+
+
+def _differences(images: "Mapping[str, Image]", reference: "Image") -> "dict[str, Image]":
+    """What each image differs by from the reference after one gain and offset; as it is where none can be found."""
+    found = {}
+    for name, image in images.items():
+        if image is reference:
+            continue
+        with suppress(UndefinedError):
+            image = apply_match(match(reference, image), image)
+        found[name] = np.asarray(image - reference, np.float32)
+    return found
 
 
 def _levels(image: "Image") -> tuple[float, float]:
@@ -219,6 +241,19 @@ def _uri(image: "Image", levels: tuple[float, float]) -> str:
     stretched = np.clip((image - low) / (high - low), 0, 1) * 255
     content = BytesIO()
     Pillow.fromarray(np.rint(stretched).astype(np.uint8)).save(content, "PNG", optimize=True)
+    return png_uri(content.getvalue())
+
+
+def _difference_uri(difference: "Image", reach: float) -> str:
+    """As _uri, in the colours of differences, in full at `reach` gray levels."""
+    from io import BytesIO
+
+    from matplotlib import colormaps
+    from PIL import Image as Pillow
+
+    content = BytesIO()
+    colours = colormaps[figures.DIVERGING](np.clip(difference / reach, -1, 1) / 2 + 0.5, bytes=True)
+    Pillow.fromarray(colours[..., :3]).save(content, "PNG", optimize=True)
     return png_uri(content.getvalue())
 
 
