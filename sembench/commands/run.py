@@ -54,6 +54,14 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over: forget what the run folder holds.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed cases again.")] = False,
+    reuse: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(
+            help="A run on the same cases, whose records of methods that do not learn are taken over; "
+            "may be given again.",
+            metavar="RUN",
+        ),
+    ] = None,
     require_real: Annotated[
         bool, typer.Option("--require-real", help="Stop where the real images cannot be had.")
     ] = False,
@@ -100,6 +108,7 @@ def run(
     from sembench.errors import CasesFailed, InputError
     from sembench.execution.plan import Shard
     from sembench.execution.recorded import whole_run
+    from sembench.execution.reuse import reusable
     from sembench.execution.run import RunRequest, command_line, execute, flat_records, prepare
     from sembench.report import write_derived
     from sembench.results import ordered, ordering_metric, summarise, with_flat_fields
@@ -135,9 +144,13 @@ def run(
     if dry_run:
         _show_plan(plan, json_)
         return
+    taken = [one for folder in reuse or () for one in reusable(plan, folder, device)]
+    if reuse:
+        told = ", ".join(sorted({one.record["restorer"] for one in taken})) or "nothing"
+        notes.print(f"reused, {len(taken)} records: {told}", soft_wrap=True, markup=False)
     try:
         with _progress(notes) as listener:
-            records = execute(plan, request, listener, FitReporter(notes))
+            records = execute(plan, request, listener, FitReporter(notes), taken)
     except KeyboardInterrupt:
         notes.print(
             f"interrupted; what is done lies in {plan.folder}: the same command goes on from there",

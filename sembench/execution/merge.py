@@ -1,22 +1,19 @@
 """Shards, or runs of other restorers, joined into one run folder: every record once, every image beside it."""
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sembench.errors import InputError, WriteError
+from sembench.errors import InputError
 from sembench.execution.folder import locked, read_description, write_description
 from sembench.execution.plan import SHARD_MARK, Row
 from sembench.execution.provenance import versions
 from sembench.execution.recorded import RecordedRun, read_run
-from sembench.execution.records import Key, Record, key
+from sembench.execution.records import Key, Record, fetch_stored, key
 from sembench.execution.run import FLAT
 from sembench.micrograph import write_atomically
 from sembench.protocol import Protocol
@@ -109,7 +106,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
         description = _described(runs)
         for record, run in (*records.values(), *flat.values()):
             if run.folder != out:
-                _fetch(record, run.folder, out)
+                fetch_stored(record, run.folder, out)
         write_description(out, description)
         if flat:
             _write(out / FLAT, flat)
@@ -231,38 +228,3 @@ def _absent(shards: Sequence[dict[str, Any]]) -> list[str]:
     given = {shard["shard"] for shard in shards if shard.get("shard")}
     counts = {str(shard).partition("/")[2] for shard in given}
     return [f"{i}/{n}" for n in sorted(counts) for i in range(1, int(n) + 1) if f"{i}/{n}" not in given]
-
-
-def _fetch(record: Record, source: Path, out: Path) -> None:
-    """Bring the file of a record into `out`, as a link where the disk allows; it must be the one that was scored."""
-    for name in ("image", "embeddings"):
-        if name not in record:
-            continue
-        sha256 = record.get(f"{name}_sha256")
-        path = PurePosixPath(str(record[name]))
-        if path.is_absolute() or ".." in path.parts or not path.parts:
-            raise InputError(f"{source}: record of {key(record)} names {path}, outside of its folder: not merged")
-        target = out / path
-        if sha256 and _sha256(target) == sha256:
-            continue
-        if not sha256 or _sha256(source / path) != sha256:
-            raise InputError(f"{source / path}: missing, or not the file that was scored: run that shard again")
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial.unlink(missing_ok=True)
-            try:
-                os.link(source / path, partial)
-            except OSError:
-                shutil.copyfile(source / path, partial)
-            partial.replace(target)
-            partial.unlink(missing_ok=True)
-        except OSError as error:
-            raise WriteError(f"{target}: cannot be written ({error.strerror}): make room and merge again") from error
-
-
-def _sha256(path: Path) -> str | None:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return None

@@ -1,9 +1,11 @@
 """The records of a run: one JSON line a (row, case), appended and synced, so that nothing computed is lost."""
 
+import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sembench.errors import InputError, WriteError
@@ -122,3 +124,41 @@ def pending(
         if missing:
             todo[case] = missing
     return todo
+
+
+def fetch_stored(record: Record, source: Path, out: Path) -> None:
+    """Bring the file of a record into `out`, as a link where the disk allows; it must be the one that was scored.
+
+    source, out: run folders. Raises InputError where it is missing or another one, WriteError.
+    """
+    for name in ("image", "embeddings"):
+        if name not in record:
+            continue
+        sha256 = record.get(f"{name}_sha256")
+        path = PurePosixPath(str(record[name]))
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise InputError(f"{source}: record of {key(record)} names {path}, outside of its folder: not taken")
+        target = out / path
+        if sha256 and _sha256(target) == sha256:
+            continue
+        if not sha256 or _sha256(source / path) != sha256:
+            raise InputError(f"{source / path}: missing, or not the file that was scored: run it again")
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)
+            try:
+                os.link(source / path, partial)
+            except OSError:
+                shutil.copyfile(source / path, partial)
+            partial.replace(target)
+            partial.unlink(missing_ok=True)
+        except OSError as error:
+            raise WriteError(f"{target}: cannot be written ({error.strerror}): make room and try again") from error
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sembench.cases import CasePlan, CaseSpec, flat_fields, plan_cases
 from sembench.datasets import cache
@@ -24,12 +24,15 @@ from sembench.execution.plan import (
     run_digest,
 )
 from sembench.execution.provenance import environment, environment_digest, git_state
-from sembench.execution.records import Record, Records, pending
+from sembench.execution.records import Record, Records, fetch_stored, key, pending
 from sembench.execution.worker import FLAT_METRICS, STORE_FAILED, Bundle, Job
 from sembench.metrics import perceptual
 from sembench.protocol import Protocol, load
 from sembench.registry import find_method
 from sembench.restorer import Budget, FitProgress
+
+if TYPE_CHECKING:
+    from sembench.execution.reuse import Reusable
 
 FLAT = "flat.jsonl"
 """Records on flat fields, in a run's folder beside those of its cases."""
@@ -165,21 +168,25 @@ def execute(
     request: RunRequest,
     on_record: Listener | None = None,
     on_fit: FitListener | None = None,
+    reusable: Sequence["Reusable"] = (),
 ) -> list[Record]:
     """Do what is missing, fits first, then case by case; the records of this plan's rows and cases in table order.
 
-    Raises InputError for a folder of another run, WriteError where nothing can be written; whatever was recorded
-    before stays, and the same request goes on from there.
+    reusable: what need not be done, as another run did it. Raises InputError for a folder of another run, WriteError
+    where nothing can be written; whatever was recorded before stays, and the same request goes on from there.
     """
     with locked(plan.folder, fresh=request.fresh):
         _open_run(plan, request)
         flat = _on_flat_fields(plan)
+        of_cases, of_flat = Records(plan.folder / "records.jsonl"), Records(plan.folder / FLAT)
+        for one in reusable:
+            records = of_flat if one.flat else of_cases
+            if key(one.record) not in records:
+                fetch_stored(one.record, one.folder, plan.folder)
+                records.append(one.record)
         parts = [
             _Part(one, records, _todo(one, request, records), told)
-            for one, records, told in (
-                (plan, Records(plan.folder / "records.jsonl"), on_record),
-                (flat, Records(plan.folder / FLAT), None),
-            )
+            for one, records, told in ((plan, of_cases, on_record), (flat, of_flat, None))
         ]
         wanted = {row_id for part in parts for row_ids in part.todo.values() for row_id in row_ids}
         if wanted:

@@ -1,0 +1,58 @@
+"""Records of another run on the same cases, so that methods that do not learn need not run again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sembench.errors import InputError
+from sembench.execution.provenance import environment, environment_digest
+from sembench.execution.recorded import read_run
+from sembench.execution.records import Record
+from sembench.execution.run import RunPlan
+
+NEITHER_CASES_NOR_SCORES = (
+    *("name", "version", "title", "question", "published", "order", "time_limit_s"),
+    *("budget", "statistics", "fine_tuning", "metrics"),
+)
+"""Parts of a protocol on which neither its cases nor the scores of a given method depend."""
+
+
+class Reusable(NamedTuple):
+    """A record of the run in `folder`; flat: whether it is of a flat field."""
+
+    record: Record
+    folder: Path
+    flat: bool
+
+
+def reusable(plan: RunPlan, folder: Path, device: str = "cpu") -> list[Reusable]:
+    """What a run can take from the folder of another instead of computing it.
+
+    Solved cases of rows that do not learn, of this very environment and device, with all metrics that are wanted.
+    Raises InputError where the two runs do not have the same cases.
+    """
+    run = read_run(folder)
+    if run.description["data_digest"] != plan.cases.digest or _decisive(run.description["protocol"]) != _decisive(
+        plan.protocol.model_dump(mode="json")
+    ):
+        raise InputError(
+            f"--reuse {folder}: its cases ({run.description['protocol']['name']} on {run.description.get('data')}) are "
+            f"not those of {plan.protocol.name} on {plan.cases.data}: give a run with the same images, seed and margin"
+        )
+    rows = {row.row_id for row in plan.rows} - plan.fit_plans.keys()
+    here = environment_digest(environment())
+    cases = {spec.case_id for spec in plan.cases.specs}
+    found = []
+    for record, flat in (*((one, False) for one in run.records), *((one, True) for one in run.flat)):
+        whole = flat or (record["case"] in cases and set(plan.metrics) <= set(record.get("metrics", ())))
+        same = record.get("environment") == here and record.get("device") == device
+        if record["row"] in rows and record["status"] == "ok" and whole and same:
+            found.append(Reusable(record, folder, flat))
+    return found
+
+
+def _decisive(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a protocol decides on cases and scores; `training` is what others learn from."""
+    told = {name: value for name, value in protocol.items() if name not in NEITHER_CASES_NOR_SCORES}
+    told["degradation"] = {name: value for name, value in protocol["degradation"].items() if name != "training"}
+    return told
