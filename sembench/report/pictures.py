@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -207,9 +207,10 @@ def _differences(images: "Mapping[str, Image]", reference: "Image") -> "dict[str
     for name, image in images.items():
         if image is reference:
             continue
+        matched: NDArray[Any] = image
         with suppress(UndefinedError):
-            image = apply_match(match(reference, image), image)
-        found[name] = np.asarray(image - reference, np.float32)
+            matched = apply_match(match(reference, image), image)
+        found[name] = np.asarray(matched - reference, np.float32)
     return found
 
 
