@@ -218,13 +218,15 @@ class Patch:
     """One training example; images are float32 (224, 224), gray levels 0..255.
 
     clean: cut from a micrograph; degraded: one noisy draw; second: an independent second draw of the noise on the same
-    blurred patch; degradation: its parameters, radii in px of the patch. surroundings: the degraded area, `margin` px
-    wider on every side, whose middle `degraded` is: what a method may read an image's spectrum off.
+    blurred patch; signal: that patch without noise; degradation: its parameters, radii in px of the patch.
+    surroundings: the degraded area, `margin` px wider on every side, whose middle `degraded` is: what a method may read
+    an image's spectrum off.
     """
 
     clean: Image
     degraded: Image
     second: Image
+    signal: Image
     degradation: Degradation | None
     surroundings: Image
     margin: int
@@ -327,7 +329,8 @@ class TrainingSet:
         signal = blurred_signal(area, parameters)
         wide = np.clip(add_noise(signal, parameters, rng), 0, 255).astype(np.float32)
         second = np.clip(add_noise(signal[INNER], parameters, rng), 0, 255).astype(np.float32)
-        return Patch(area[INNER].copy(), wide[INNER].copy(), second, parameters, wide, PATCH_MARGIN)
+        inner = signal[INNER].astype(np.float32)
+        return Patch(area[INNER].copy(), wide[INNER].copy(), second, inner, parameters, wide, PATCH_MARGIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,7 +365,8 @@ class PairSet(TrainingSet):
     def batch(self, step: int, *, crops: Crops = "native") -> list[Patch]:
         """The patches of one step, from 0 on, with clean: the reference, degraded: the input, degradation None.
 
-        second is the reference too: the only other scan of the same place, its noise independent of the input's.
+        second and signal are the reference too: the only other scan of the same place, its noise independent of the
+        input's.
         crops: as for TrainingSet, but that input and reference are both resized as they are, noise included.
         """
         pairs = list(zip(self.images, self.inputs, strict=True))
@@ -383,7 +387,7 @@ class PairSet(TrainingSet):
         scale = _crop_scale(generator(seed, patch_id, "scale"), reference, crops)
         cut = _Cut.drawn(rng, reference.shape, scale, turns=2)
         clean, wide = cut.of(reference)[INNER].copy(), cut.of(degraded)
-        return Patch(clean, wide[INNER].copy(), clean, None, wide, PATCH_MARGIN)
+        return Patch(clean, wide[INNER].copy(), clean, clean, None, wide, PATCH_MARGIN)
 
 
 @dataclass(frozen=True)

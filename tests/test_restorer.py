@@ -45,7 +45,7 @@ def test_an_unknown_budget_is_refused(name: str) -> None:
 def same(one: Patch, other: Patch) -> bool:
     return one.degradation == other.degradation and all(
         np.array_equal(getattr(one, name), getattr(other, name))
-        for name in ("clean", "degraded", "second", "surroundings")
+        for name in ("clean", "degraded", "second", "signal", "surroundings")
     )
 
 
@@ -107,6 +107,7 @@ def test_the_degraded_patch_is_the_forward_model_on_its_surroundings() -> None:
         area = next(view for view in turned if np.array_equal(view[inner, inner], patch.clean))
         exact = degrade(area, p, None)[inner, inner]
         sigma = np.sqrt(exact / p.dose + p.sigma**2)
+        assert np.abs(patch.signal - exact).max() < 0.01
         unclipped = (exact > 5 * sigma) & (exact < 255 - 5 * sigma)
         scaled = ((patch.degraded - exact) / sigma)[unclipped]
         assert abs(scaled.mean()) < 5 / np.sqrt(scaled.size)
@@ -171,6 +172,7 @@ def test_patches_of_a_pair_show_one_place_in_both_scans() -> None:
         assert patch.degradation is None
         assert np.allclose(patch.degraded - patch.clean, 7, atol=1e-3)
         assert np.array_equal(patch.second, patch.clean)
+        assert np.array_equal(patch.signal, patch.clean)
         inner = slice(PATCH_MARGIN, -PATCH_MARGIN)
         assert np.array_equal(patch.surroundings[inner, inner], patch.degraded)
         assert patch.surroundings.shape == (PATCH_SIDE + 2 * PATCH_MARGIN,) * 2

@@ -148,6 +148,35 @@ def test_small_kernels_are_undone_only_where_all_images_are_blurred(monkeypatch:
     np.testing.assert_allclose(as_blurred, np.clip(undone, 0, 255), atol=1e-3)
 
 
+def test_what_does_not_show_as_defocus_is_not_to_be_sharpened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a scan whose kernel is not undone, the target is the blurred patch without noise; else the clean one."""
+    patch = training().batch(0)[0]
+    p = patch.degradation
+    assert p is not None
+    in_domain = p.a * patch.clean + p.b
+    assert in_domain.std() > 1.2 * patch.signal.std()
+    for radius, as_blurred, as_scan in ((3.0, in_domain, patch.signal), (9.0, in_domain, in_domain)):
+        found = KernelEstimate(rx=radius, ry=2.0, theta=0.1, amplitude=0.1, gamma=2.0, noise=20.0)
+        monkeypatch.setattr(spectral, "estimate", lambda image, starts, found=found: found)
+        np.testing.assert_allclose(spectral.patch_arrays(patch)["target"][0], as_blurred, atol=1e-3)
+        np.testing.assert_allclose(spectral.patch_arrays_of_scans(patch)["target"][0], as_scan, atol=1e-3)
+
+
+@pytest.mark.parametrize(("degradation", "rectified"), [("paper", False), ("broad", True), ("none", True)])
+def test_blocks_bend_from_the_first_step_on_for_broad_alone(degradation: str, rectified: bool) -> None:
+    block = made(semfm.NoEncoder, degradation=degradation)._new().path.fine[0]
+    x = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 24, 12, 12)).astype(np.float32))
+    with torch.no_grad():
+        once, tenth, none = block(x) - x, 10 * (block(x / 10) - x / 10), block(0 * x)
+        line = block(x) + block(-x)
+    if not rectified:
+        assert not once.any()
+        return
+    assert once.abs().mean() > 0.05
+    assert (line - 2 * none).abs().mean() > 0.1 * once.abs().mean()
+    assert (once - tenth).abs().mean() < 12 * none.abs().mean()
+
+
 def test_losses_against_their_formulas() -> None:
     rng = np.random.default_rng(0)
     restored, wanted, start = (rng.uniform(0, 255, (2, 1, 6, 7)) for _ in range(3))

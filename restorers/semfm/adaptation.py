@@ -24,16 +24,22 @@ EDGE_WEIGHT, TV_WEIGHT = 3.0, 10.0
 
 
 class Residual(nn.Module):
-    """Two 3 x 3 convolutions added to their input, the second starting at zero."""
+    """Two 3 x 3 convolutions added to their input.
 
-    def __init__(self, channels: int) -> None:
+    rectified: with ReLU between them, which bends however small its input is; else with GELU, the second starting at
+    zero, so that the block starts as the identity.
+    """
+
+    def __init__(self, channels: int, *, rectified: bool) -> None:
         super().__init__()
         self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bend = nn.ReLU() if rectified else nn.GELU()
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
-        _zero(self.second)
+        if not rectified:
+            _zero(self.second)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.second(functional.gelu(self.first(x)))
+        return x + self.second(self.bend(self.first(x)))
 
 
 class PixelPath(nn.Module):
@@ -41,22 +47,25 @@ class PixelPath(nn.Module):
 
     It works at 1/2, 1/4 and 1/8 of the resolution, the images folded into channels (pixel-unshuffle); token features
     (B, features, n/16, n/16) join at 1/8. Its last convolution starts at zero, so that it starts as its estimate.
+    rectified: as its residual blocks have it.
     """
 
-    def __init__(self, inputs: int, width: int, blocks: tuple[int, int, int], features: int = 0) -> None:
+    def __init__(
+        self, inputs: int, width: int, blocks: tuple[int, int, int], features: int = 0, *, rectified: bool
+    ) -> None:
         super().__init__()
         fine, middle, coarse = width, 2 * width, 4 * width
         self.entry = nn.Conv2d(4 * inputs, fine, 3, padding=1)
-        self.fine = _residuals(fine, blocks[0])
+        self.fine = _residuals(fine, blocks[0], rectified=rectified)
         self.middle_down = nn.Conv2d(fine, middle, 2, stride=2)
-        self.middle = _residuals(middle, blocks[1])
+        self.middle = _residuals(middle, blocks[1], rectified=rectified)
         self.coarse_down = nn.Conv2d(middle, coarse, 2, stride=2)
         self.join = nn.Conv2d(features, coarse, 1) if features else None
-        self.coarse = _residuals(coarse, blocks[2])
+        self.coarse = _residuals(coarse, blocks[2], rectified=rectified)
         self.middle_up = nn.Conv2d(coarse, 4 * middle, 1)
-        self.middle_again = _residuals(middle, blocks[1])
+        self.middle_again = _residuals(middle, blocks[1], rectified=rectified)
         self.fine_up = nn.Conv2d(middle, 4 * fine, 1)
-        self.fine_again = _residuals(fine, blocks[0])
+        self.fine_again = _residuals(fine, blocks[0], rectified=rectified)
         self.exit = nn.Conv2d(fine, 4, 3, padding=1)
         _zero(self.exit)
 
@@ -78,17 +87,19 @@ def _zero(layer: nn.Module) -> None:
         nn.init.zeros_(parameter)
 
 
-def _residuals(channels: int, number: int) -> nn.Sequential:
-    return nn.Sequential(*(Residual(channels) for _ in range(number)))
+def _residuals(channels: int, number: int, *, rectified: bool) -> nn.Sequential:
+    return nn.Sequential(*(Residual(channels, rectified=rectified) for _ in range(number)))
 
 
 class PathNetwork(nn.Module):
     """The pixel path alone, in the input's own gain and offset."""
 
-    def __init__(self, width: int, blocks: tuple[int, int, int], *, physics: bool, features: int = 0) -> None:
+    def __init__(
+        self, width: int, blocks: tuple[int, int, int], *, physics: bool, rectified: bool, features: int = 0
+    ) -> None:
         super().__init__()
         self.physics = physics
-        self.path = PixelPath(2 if physics else 1, width, blocks, features)
+        self.path = PixelPath(2 if physics else 1, width, blocks, features, rectified=rectified)
 
     def forward(self, batch: Batch, features: Tensor | None = None) -> Tensor:
         """Restored (B, 1, n, n): the estimate, without physics the image, plus the residual in contrasts."""
@@ -144,12 +155,15 @@ class LinearNetwork(nn.Module):
 class TokenPathNetwork(nn.Module):
     """The pixel path joined by the token features of the decoder, both trained, behind the frozen encoder."""
 
-    def __init__(self, model: MaskedAutoencoder, width: int, blocks: tuple[int, int, int], *, physics: bool) -> None:
+    def __init__(
+        self, model: MaskedAutoencoder, width: int, blocks: tuple[int, int, int], *, physics: bool, rectified: bool
+    ) -> None:
         super().__init__()
         self.frozen, self.decoder = FrozenEncoder(model), model.decoder
         self.decoder.mask_token.requires_grad_(False)
         self.decoder.head.requires_grad_(False)
-        self.path = PathNetwork(width, blocks, physics=physics, features=model.config.decoder_dim)
+        features = model.config.decoder_dim
+        self.path = PathNetwork(width, blocks, physics=physics, rectified=rectified, features=features)
 
     def forward(self, batch: Batch) -> Tensor:
         gray = batch["degraded"]
