@@ -11,10 +11,10 @@ from pathlib import Path
 
 from sembench.comparison import compare_rows, row_labels
 from sembench.errors import SembenchError
-from sembench.execution.recorded import read_run
+from sembench.execution.recorded import RecordedRun, read_run
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, plugin
-from sembench.results import SummaryRow, ordered, summarise
+from sembench.results import SummaryRow, in_stratum, ordered, strata, summarise
 from sembench.statistics import Interval
 
 
@@ -45,6 +45,22 @@ def table(lines: Sequence[SummaryRow], names: Sequence[str], labels: dict[str, s
     return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
 
 
+def apart(run: RecordedRun, names: Sequence[str], order: Sequence[str], labels: dict[str, str]) -> str:
+    """One Markdown table of means (with intervals), a column a metric and kind of cases; order: row ids."""
+    kinds, specs = strata(run.records), [plugin(METRICS, name).load() for name in names]
+    parts = {kind: summarise(run.rows, in_stratum(run.records, kind), names) for kind in kinds}
+    found = {(kind, line.row.row_id): line.metrics for kind, lines in parts.items() for line in lines}
+    heads = [
+        "restorer",
+        *(f"{kind} {spec.name}" + f" ({spec.unit})" * bool(spec.unit) for spec in specs for kind in kinds),
+    ]
+    rows = [
+        [labels[row], *(cell(found[kind, row].get(spec.name), spec.unit) for spec in specs for kind in kinds)]
+        for row in order
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+
 def main(folder: Path, names: Sequence[str]) -> None:
     """Print the tables of restorers and of controls."""
     run = read_run(folder)
@@ -57,6 +73,9 @@ def main(folder: Path, names: Sequence[str]) -> None:
     labels = row_labels(run.rows)
     print(f"{found.cases} cases in {found.groups} groups, ordered by {primary.name}, to which the letters belong.\n")
     print(table([line for line in lines if line.row.kind != "control"], chosen, labels, letters))
+    if strata(run.records):
+        order = [line.row.row_id for line in lines if line.row.kind != "control"]
+        print(f"\nKinds of cases apart:\n\n{apart(run, chosen, order, labels)}")
     controls = [line for line in lines if line.row.kind == "control"]
     if controls:
         print("\nControls, told the truth and not ranked:\n")

@@ -160,7 +160,8 @@ def _first_case(
     title = f"{_where(plan)}, case {spec.case_id}"
     path = plan.folder / "figures" / "panel.png"
     differences = {} if case.reference is None else _differences(images, case.reference)
-    figures.panel(path, f"{title}; under each name: {_label(name)}", images, captions, base, differences)
+    told = f"; under each name: {_label(name)}" if any(captions.values()) else ""
+    figures.panel(path, f"{title}{told}", images, captions, base, differences)
     shown.case = spec.case_id
     shown.levels = "input" if case.reference is None else "reference"
     if case.reference is not None:
