@@ -1,5 +1,7 @@
 """Records of another run: taken where they are the same case and method, computed where they are not."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +72,16 @@ def test_a_run_on_other_cases_is_refused(changed: str, first: Path, tmp_path: Pa
     plan = prepare(request(tmp_path, OTHERS[changed]))
     with pytest.raises(InputError, match=r"its cases \(first on phantom\) are not those of first on phantom"):
         reusable(plan, first)
+
+
+def test_a_description_without_its_protocol_s_parts_is_of_other_cases(first: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(first, damaged)
+    told = json.loads((damaged / "run.json").read_text())
+    told["protocol"] = {"name": "first", "degradation": None}
+    (damaged / "run.json").write_text(json.dumps(told))
+    with pytest.raises(InputError, match="are not those of"):
+        reusable(prepare(request(tmp_path, ALIKE)), damaged)
 
 
 def test_only_what_was_solved_here_by_what_does_not_learn_is_taken(

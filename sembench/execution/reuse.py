@@ -54,5 +54,7 @@ def reusable(plan: RunPlan, folder: Path, device: str = "cpu") -> list[Reusable]
 def _decisive(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What of a protocol decides on cases and scores; `training` is what others learn from."""
     told = {name: value for name, value in protocol.items() if name not in NEITHER_CASES_NOR_SCORES}
-    told["degradation"] = {name: value for name, value in protocol["degradation"].items() if name != "training"}
+    degradation = told.get("degradation")
+    if isinstance(degradation, Mapping):
+        told["degradation"] = {name: value for name, value in degradation.items() if name != "training"}
     return told
