@@ -235,27 +235,27 @@ def _reduced(image: "Image") -> "Image":
 
 def _uri(image: "Image", levels: tuple[float, float]) -> str:
     """An address that holds the image in 8 bits, gray levels stretched as told."""
-    from io import BytesIO
-
-    from PIL import Image as Pillow
-
     low, high = levels
     stretched = np.clip((image - low) / (high - low), 0, 1) * 255
-    content = BytesIO()
-    Pillow.fromarray(np.rint(stretched).astype(np.uint8)).save(content, "PNG", optimize=True)
-    return png_uri(content.getvalue())
+    return _held(np.rint(stretched).astype(np.uint8))
 
 
 def _difference_uri(difference: "Image", reach: float) -> str:
     """As _uri, in the colours of differences, in full at `reach` gray levels."""
+    from matplotlib import colormaps
+
+    colours = colormaps[figures.DIVERGING](np.clip(difference / reach, -1, 1) / 2 + 0.5, bytes=True)
+    return _held(colours[..., :3])
+
+
+def _held(pixels: "NDArray[np.uint8]") -> str:
+    """An address that holds 8-bit pixels, gray (H, W) or colour (H, W, 3), as a PNG."""
     from io import BytesIO
 
-    from matplotlib import colormaps
     from PIL import Image as Pillow
 
     content = BytesIO()
-    colours = colormaps[figures.DIVERGING](np.clip(difference / reach, -1, 1) / 2 + 0.5, bytes=True)
-    Pillow.fromarray(colours[..., :3]).save(content, "PNG", optimize=True)
+    Pillow.fromarray(pixels).save(content, "PNG", optimize=True)
     return png_uri(content.getvalue())
 
 
