@@ -19,6 +19,7 @@ from safetensors.numpy import load_file, save
 
 from sembench.errors import SembenchError
 from sembench.micrograph import write_atomically
+from sembench.processes import interrupts_held, one_thread
 from sembench.restorer import Crops, Patch, TrainingSet
 
 Arrays = dict[str, NDArray[Any]]
@@ -93,17 +94,11 @@ class Batches:
 
     def __enter__(self) -> "Batches":
         if self.workers:
-            names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-            before = {name: os.environ.get(name) for name in names}
-            os.environ.update(dict.fromkeys(names, "1"))
-            try:
+            with one_thread(), interrupts_held():
                 context = multiprocessing.get_context("spawn")
                 self.pool = ProcessPoolExecutor(self.workers, context, _start_worker, self.source)
                 for _ in range(self.workers):
                     self.pool.submit(os.getpid)
-            finally:
-                for name, value in before.items():
-                    os.environ.pop(name) if value is None else os.environ.update({name: value})
         return self
 
     def __exit__(self, *_: object) -> None:

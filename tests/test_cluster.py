@@ -14,7 +14,7 @@ from sembench.execution import cluster, provenance, shipping
 from sembench.execution.merge import TIMINGS
 from sembench.execution.records import Record
 from sembench.execution.run import RunRequest, execute, prepare
-from sembench.execution.worker import THREAD_VARIABLES
+from sembench.processes import THREAD_VARIABLES
 
 dask = pytest.importorskip("dask", reason="needs the extra `cluster`")
 distributed = pytest.importorskip("distributed", reason="needs the extra `cluster`")

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import pytest
 from sembench import cases, protocol
 from sembench.datasets.manifest import load_manifest
 from sembench.errors import InputError
+from sembench.processes import interrupts_held
 
 PROTOCOL = """
 name = "small"
@@ -229,6 +231,29 @@ def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instruction(bench: Path) -> N
     run.wait()
     assert workers
     assert all(mask & 1 << (signal.SIGINT - 1) for mask in masks)
+
+
+def test_an_interrupt_that_another_thread_takes_waits_until_workers_stand() -> None:
+    """Else it hits while a new process is handed what it starts with, and that process prints a traceback."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    seen = []
+
+    def start_workers() -> None:
+        with interrupts_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+            seen.append("workers stand")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            start_workers()
+    finally:
+        over.set()
+        other.join()
+    assert seen
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def _blocked_signals(pid: int) -> int:

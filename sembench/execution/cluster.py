@@ -22,8 +22,9 @@ from sembench.execution import shipping
 from sembench.execution.local import Lane
 from sembench.execution.provenance import versions
 from sembench.execution.records import Record
-from sembench.execution.worker import THREAD_VARIABLES, Bundle, Job, lost
+from sembench.execution.worker import Bundle, Job, lost
 from sembench.micrograph import write_atomically
+from sembench.processes import THREAD_VARIABLES
 
 if TYPE_CHECKING:
     from distributed import Client, Future

@@ -1,16 +1,14 @@
 """Worker processes of this machine: one thread each; a case stays with one of them, and a lost one costs one case."""
 
-import os
-import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures import TimeoutError as FutureTimeout
-from contextlib import contextmanager
 
 from sembench.execution.plan import Row
 from sembench.execution.records import Record
-from sembench.execution.worker import THREAD_VARIABLES, Bundle, Job, lost, solve, start
+from sembench.execution.worker import Bundle, Job, lost, solve, start
+from sembench.processes import interrupts_held, one_thread
 
 QUEUED_CASES = 2
 """Cases handed to a worker ahead of the one it works on, so that it never waits."""
@@ -80,7 +78,7 @@ def work(bundles: Iterable[Bundle], job: Job, workers: int, keep: Callable[[Reco
 
     with one_thread():
         try:
-            with _deaf_to_interrupts():
+            with interrupts_held():
                 for _ in range(min(workers, len(left))):
                     lanes.append(Lane(job))
                     fill(lanes[-1])
@@ -96,31 +94,3 @@ def work(bundles: Iterable[Bundle], job: Job, workers: int, keep: Callable[[Reco
                 lane.end(at_once=not whole)
             for lane in lanes:
                 lane.join()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Numeric libraries in the processes started here use one thread each."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Threads and workers started here never see Ctrl-C: the main thread alone ends a run."""
-    from multiprocessing import resource_tracker
-
-    resource_tracker.ensure_running()  # starting it later would unblock the signals of the thread that does
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -38,8 +38,6 @@ STORE_FAILED = "store_failed"
 FLAT_METRICS = ("invented_structure",)
 """What is asked of a flat field, whatever the protocol asks of its cases."""
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-
 
 @dataclass(frozen=True)
 class Job:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sembench.cases import CaseSpec
-from sembench.execution.local import one_thread
 from sembench.execution.plan import Row, available_metrics
 from sembench.execution.records import Record
 from sembench.execution.run import find_weights
 from sembench.execution.worker import Job, failure, rescore, solve, start
 from sembench.metrics import perceptual
+from sembench.processes import interrupts_held, one_thread
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, plugin
 
@@ -50,7 +50,8 @@ def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[A
         context = multiprocessing.get_context("spawn")
         pool = ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,))
         try:
-            futures = [pool.schedule(function, args=task, timeout=job.protocol.time_limit_s) for task in tasks]
+            with interrupts_held():
+                futures = [pool.schedule(function, args=task, timeout=job.protocol.time_limit_s) for task in tasks]
             for future in futures:
                 try:
                     found.append(future.result())
