@@ -355,8 +355,9 @@ def test_what_a_row_is_a_variant_of_is_verified(copied: Path, leaderboard: Path)
     assert all(row.variant == {} for row in read_rows(leaderboard / TABLE))
 
 
-def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, tmp_path: Path) -> None:
-    fit = {"identity": {"name": "median", "budget": ["standard", 4000, 4]}, "state_sha256": "0" * 64, "report": {}}
+def _as_learned(copied: Path, sha256: str) -> tuple[str, dict[str, Any]]:
+    """Make the run one in which median learned a state of that SHA-256: its new row id, and the fit told."""
+    fit = {"identity": {"name": "median", "budget": ["standard", 4000, 4]}, "state_sha256": sha256, "report": {}}
 
     def learn(description: dict[str, Any]) -> None:
         for row in description["rows"]:
@@ -376,6 +377,11 @@ def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, 
 
     for name in ("records.jsonl", "flat.jsonl"):
         _edit_records(copied, move, name)
+    return new, fit
+
+
+def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, tmp_path: Path) -> None:
+    new, fit = _as_learned(copied, "0" * 64)
     with pytest.raises(InputError, match="say with --states"):
         publish(copied, tmp_path / "to", NOTHING, restorers=("median",))
     done = publish(copied, tmp_path / "to", NOTHING, restorers=("median",), states="https://example.org/states")
@@ -387,6 +393,34 @@ def test_a_learned_row_needs_a_place_where_its_state_is_to_be_had(copied: Path, 
     _edit_description(copied, lambda told: [row.update(fit=fit) for row in told["rows"] if row["row"] == new])
     with pytest.raises(InputError, match="budget of 10min"):
         publish(copied, tmp_path / "to", NOTHING, restorers=("median",), states="x")
+
+
+def test_a_small_state_that_ships_with_no_restorer_lies_in_the_bundle(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = b"what median learned"
+    _as_learned(copied, hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
+    cached = tmp_path / "cache" / "fits" / "median-1" / "state.safetensors"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(content)
+    to = tmp_path / "to"
+    with monkeypatch.context() as small:
+        small.setattr("sembench.leaderboard.publish.LARGEST_STATE", 5)
+        with pytest.raises(InputError, match="has more than 5 bytes: say with --states"):
+            publish(copied, to, NOTHING, restorers=("median",))
+    (row,) = publish(copied, to, NOTHING, restorers=("median",)).after
+    assert row.state_from == "bundle: state.safetensors"
+    state = to / row.bundle / "state.safetensors"
+    assert state.read_bytes() == content
+    shutil.rmtree(tmp_path / "cache")
+    for target in (to, to / row.bundle):
+        proven = {finding.check: finding.told for finding in verify(target, NOTHING) if finding.outcome == "proven"}
+        assert proven["states"].startswith("1 fitted states at hand")
+    state.write_bytes(content + b"!")
+    assert "was changed" in _failed(verify(to, NOTHING))["checksums"]
+    state.unlink()
+    assert "cannot be read" in _failed(verify(to, NOTHING))["checksums"]
 
 
 @pytest.mark.parametrize(

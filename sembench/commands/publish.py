@@ -14,7 +14,11 @@ def publish(
         typer.Option(help="Only these, by name or row id, separated by commas.", show_default="all that are eligible"),
     ] = None,
     states: Annotated[
-        str, typer.Option(help="URL where fitted states that ship with no restorer are to be had.", show_default=False)
+        str,
+        typer.Option(
+            help="URL where fitted states are to be had that ship with no restorer and are too large for a bundle.",
+            show_default=False,
+        ),
     ] = "",
     sample: Annotated[int, typer.Option(min=0, help="Cases whose stored images are scored again first.")] = 3,
     restore: Annotated[int, typer.Option(min=0, help="Cases restored again first, for every row.")] = 0,

@@ -21,6 +21,10 @@ from sembench.micrograph import write_atomically
 
 FOLDER = "bundles"
 DESCRIPTION, CASES, FLAT, CHECKSUMS = "run.json", "cases.csv", "flat.csv", "checksums.txt"
+STATE = "state.safetensors"
+LARGEST_STATE = 5_000_000
+"""Bytes that a fitted state may have to lie in a bundle."""
+
 OF_THE_RUN = ("schema", "protocol", "protocol_digest", "data", "data_digest", "metrics", "git", "started")
 """What a bundle's run.json takes over from the run's as it is."""
 
@@ -46,8 +50,11 @@ def expected_artefact(row_id: str, case_id: str) -> tuple[str, str]:
     return f"restored/{row_id}/{case_id}.png", f"embeddings/{row_id}/{case_id}.npy"
 
 
-def bundle_files(run: RecordedRun, row: Row, state_from: str = "") -> dict[str, bytes]:
-    """The files of a row's bundle by name; state_from: where its fitted state is to be had, if it has one."""
+def bundle_files(run: RecordedRun, row: Row, state_from: str = "", state: bytes = b"") -> dict[str, bytes]:
+    """The files of a row's bundle by name; state_from: where its fitted state is to be had, if it has one.
+
+    state: the fitted state itself, where it is to lie in the bundle.
+    """
     records, flat = (
         sorted((record for record in some if record["row"] == row.row_id), key=lambda r: str(r["case"]))
         for some in (run.records, run.flat)
@@ -63,6 +70,7 @@ def bundle_files(run: RecordedRun, row: Row, state_from: str = "") -> dict[str, 
         DESCRIPTION: (json.dumps(description, indent=2, sort_keys=True) + "\n").encode(),
         CASES: _as_csv(records, run.description["metrics"]),
         **({FLAT: _as_csv(flat, FLAT_METRICS)} if flat else {}),
+        **({STATE: state} if state else {}),
     }
     sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     sums |= dict(path for record in (*records, *flat) if (path := artefact(record))[0])
@@ -136,7 +144,7 @@ def read_bundle(folder: Path) -> RecordedRun:
     if folder.resolve().name != name:
         raise InputError(f"{folder / CHECKSUMS}: was changed: the folder's name must be {name}, its digest: {MEND}")
     sums = _checksums(contents[CHECKSUMS], folder / CHECKSUMS)
-    for name in (DESCRIPTION, CASES, *((FLAT,) if FLAT in sums or (folder / FLAT).exists() else ())):
+    for name in (DESCRIPTION, CASES, *(name for name in (FLAT, STATE) if name in sums or (folder / name).exists())):
         contents[name] = _content(folder / name)
         found = hashlib.sha256(contents[name]).hexdigest()
         if sums.pop(name, None) != found:
@@ -147,6 +155,8 @@ def read_bundle(folder: Path) -> RecordedRun:
         raise InputError(f"{folder / DESCRIPTION}: a bundle is of one row and tells its metrics: {MEND}")
     records = _read_csv(contents[CASES], folder / CASES, rows[0], metrics)
     flat = _read_csv(contents[FLAT], folder / FLAT, rows[0], FLAT_METRICS) if FLAT in contents else []
+    if STATE in contents and len(contents[STATE]) > LARGEST_STATE:
+        raise InputError(f"{folder / STATE}: has more than {LARGEST_STATE:,} bytes: name a URL with --states instead")
     stored = dict(artefact(record) for record in (*records, *flat) if artefact(record)[0])
     if stored != sums:
         odd = sorted({path for path, _ in stored.items() ^ sums.items()})[0]

@@ -67,7 +67,7 @@ Check = Callable[["Claim"], list[Told]]
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """Rows with their records, what they claim to be, and where their restored images may lie.
+    """Rows with their records, what they claim to be, and where their restored images and fitted states may lie.
 
     published: whether they are to be fit for a leaderboard; flat: whether its records are of flat fields.
     """
@@ -344,9 +344,9 @@ def check_images(claim: Claim) -> list[Told]:
 
 
 def check_states(claim: Claim) -> list[Told]:
-    """The fitted state of each row that learned is at hand, shipped or in the cache, and was fitted as is told."""
+    """The fitted state of each row that learned is at hand, and was fitted as is told."""
     told: list[Told] = []
-    proven = 0
+    described, alone = 0, 0
     for row in claim.run.rows:
         fit = claim.described[row.row_id].get("fit")
         if not fit:
@@ -355,16 +355,22 @@ def check_states(claim: Claim) -> list[Told]:
         if used - {None, fit.get("state_sha256")}:
             told.append(("failed", f"{row.row_id}: its records are of another state than the row"))
             continue
-        path = find_state(row.name, fit.get("state_sha256"))
+        path = find_state(row.name, fit.get("state_sha256"), claim.folders)
         if path is None:
             told.append(("not proven", f"the state of {row.name} is not at hand: {fit.get('state_from') or 'fit it'}"))
             continue
         identity = _fit_told(path)
-        if identity is not None and identity != fit["identity"]:
-            told.append(("failed", f"{row.row_id}: {path} was fitted otherwise than the row tells"))
+        if identity is None:
+            alone += 1
+        elif identity == fit["identity"]:
+            described += 1
         else:
-            proven += 1
-    return [*told, ("proven", f"{proven} fitted states at hand, fitted as is told")] if proven else told
+            told.append(("failed", f"{row.row_id}: {path} was fitted otherwise than the row tells"))
+    if described:
+        told.append(("proven", f"{described} fitted states at hand, fitted as is told"))
+    if alone:
+        told.append(("proven", f"{alone} fitted states at hand; how they were fitted is told by their rows alone"))
+    return told
 
 
 def _fit_told(state: Path) -> Any:
@@ -403,7 +409,7 @@ def check_restoration(claim: Claim) -> list[Told]:
     rows: dict[str, Row] = {}
     states: dict[str, tuple[Path, str]] = {}
     for row in claim.run.rows:
-        problem = _unready(row, claim.described[row.row_id], states, claim.protocol.scope)
+        problem = _unready(claim, row, states)
         if problem:
             told.append(("not proven", problem))
         else:
@@ -456,8 +462,9 @@ def _specs(claim: Claim) -> dict[str, CaseSpec] | str:
     return {spec.case_id: spec for spec in plan.specs}
 
 
-def _unready(row: Row, described: Mapping[str, Any], states: dict[str, tuple[Path, str]], scope: str) -> str | None:
+def _unready(claim: Claim, row: Row, states: dict[str, tuple[Path, str]]) -> str | None:
     """Why a row's restorer cannot restore here; its state, if it has one, is added to the states."""
+    described = claim.described[row.row_id]
     method = _installed(row, described)
     if isinstance(method, str):
         return method
@@ -466,11 +473,11 @@ def _unready(row: Row, described: Mapping[str, Any], states: dict[str, tuple[Pat
         return f"restorer {row.name} is unavailable here: {needs[0]}"
     fit = described.get("fit")
     if fit:
-        path = find_state(row.name, fit.get("state_sha256"))
+        path = find_state(row.name, fit.get("state_sha256"), claim.folders)
         if path is None:
             return f"the state of {row.name} is not at hand"
         states[row.row_id] = (path.resolve(), str(fit["state_sha256"]))
-    elif scope == "case" and row.kind == "restorer" and method.cls.learns():
+    elif claim.protocol.scope == "case" and row.kind == "restorer" and method.cls.learns():
         return f"{row.name} learns, and the row tells no fit"
     return None
 

@@ -91,9 +91,9 @@ def variant_of(
     return variant(method, settings, protocol, budget=budget, pairs=None if fit is None else fit.get("pairs", 0))
 
 
-def find_state(name: str, sha256: Any) -> Path | None:
-    """The state of that SHA-256 among those that ship with a restorer's package or lie in the cache."""
-    for folder in (shipped_states(name), *sorted(cache_folder().glob(f"fits/{name}-*"))):
+def find_state(name: str, sha256: Any, folders: Iterable[Path] = ()) -> Path | None:
+    """The state of that SHA-256: shipped with the restorer's package, or in the cache or one of these folders."""
+    for folder in (shipped_states(name), *sorted(cache_folder().glob(f"fits/{name}-*")), *folders):
         for path in sorted(folder.glob("*.safetensors")) if folder else ():
             if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
                 return path

@@ -1,6 +1,5 @@
 """From a run to the leaderboard: rows merged into the table, bundles beside it, nothing lost on the way."""
 
-import hashlib
 import shutil
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
@@ -13,9 +12,17 @@ from sembench.errors import CheckError, InputError, SembenchError
 from sembench.execution.folder import exclusive
 from sembench.execution.plan import trained_on
 from sembench.execution.recorded import RecordedRun, read_run
-from sembench.leaderboard.bundle import FOLDER, bundle_files, digest, read_bundle, write_bundle
+from sembench.leaderboard.bundle import (
+    FOLDER,
+    LARGEST_STATE,
+    STATE,
+    bundle_files,
+    digest,
+    read_bundle,
+    write_bundle,
+)
 from sembench.leaderboard.claims import Claim, Depth, Finding, check_claim
-from sembench.leaderboard.eligibility import refusals, row_refusals, shipped_states, variant_of
+from sembench.leaderboard.eligibility import find_state, refusals, row_refusals, shipped_states, variant_of
 from sembench.leaderboard.ranking import protocol_of, ranked, row_of
 from sembench.leaderboard.rows import Published, as_csv, columns_of, read_rows, table_name
 from sembench.micrograph import write_atomically
@@ -46,9 +53,9 @@ def publish(
     """Verify a run and merge its rows into the leaderboard; a row of equal data and id is replaced.
 
     restorers: only these (names, row ids or labels), each of which must be eligible; if empty, all rows of the folder
-    that are. states: where fitted states that do not ship with a package are to be had. Raises InputError for a run of
-    which nothing can be published or a table that cannot be read, CheckError where verifying failed, WriteError where
-    nothing can be written; the leaderboard then stays as it was.
+    that are. states: where fitted states that neither ship with a package nor fit into a bundle are to be had. Raises
+    InputError for a run of which nothing can be published or a table that cannot be read, CheckError where verifying
+    failed, WriteError where nothing can be written; the leaderboard then stays as it was.
     """
     run = read_run(folder)
     protocol = protocol_of(run)
@@ -65,7 +72,7 @@ def publish(
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         raise CheckError(f"{folder}: not published: {failed[0].check}: {failed[0].told} ({len(failed)} checks failed)")
-    bundles = [bundle_files(run, row, sources[row.row_id]) for row in run.rows]
+    bundles = [bundle_files(run, row, *sources[row.row_id]) for row in run.rows]
     table, columns = leaderboard / table_name(protocol.name, protocol.version), columns_of(protocol)
     with _locked(leaderboard):
         before = read_rows(table) if table.is_file() else []
@@ -113,8 +120,8 @@ def _completed(run: RecordedRun, protocol: Protocol) -> RecordedRun:
     return replace(run, rows=rows, description={**run.description, "rows": told}, records=kept)
 
 
-def _eligible(run: RecordedRun, states: str) -> tuple[dict[str, str], list[str]]:
-    """Row id -> where its fitted state is to be had, of each row that may be published; and why the others may not."""
+def _eligible(run: RecordedRun, states: str) -> tuple[dict[str, tuple[str, bytes]], list[str]]:
+    """Row id -> its `state_source`, of each row that may be published; and why the others may not."""
     refused = row_refusals(run)
     sources, left_out = {}, []
     for told in run.description["rows"]:
@@ -148,21 +155,26 @@ def _reduced(run: RecordedRun, ids: Collection[str]) -> RecordedRun:
     return replace(run, rows=rows, description={**run.description, "rows": described}, records=records, flat=flat)
 
 
-def state_source(described: dict[str, Any], states: str) -> str:
-    """Where a row's fitted state is to be had: shipped in a package, else where `states` says; "" without a fit."""
+def state_source(described: dict[str, Any], states: str) -> tuple[str, bytes]:
+    """Where a row's fitted state is to be had, and its content where that is its own bundle; "" without a fit.
+
+    Shipped in a package, else where `states` says, else in the bundle, if it is small enough; else InputError.
+    """
     sha256 = (described.get("fit") or {}).get("state_sha256")
     if sha256 is None:
-        return ""
-    folder = shipped_states(described["restorer"])
-    for path in sorted(folder.glob("*.safetensors")) if folder else ():
-        if hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-            return f"shipped: {path.parent.parent.name}/states/{path.name}"
-    if not states:
-        raise InputError(
-            f"{described['row']}: its fitted state does not ship with the restorer: say with --states URL where it is "
-            "to be had, or leave the row out with --restorer"
-        )
-    return states
+        return "", b""
+    path = find_state(described["restorer"], sha256)
+    if path and path.parent == shipped_states(described["restorer"]):
+        return f"shipped: {path.parent.parent.name}/states/{path.name}", b""
+    if states:
+        return states, b""
+    if path and path.stat().st_size <= LARGEST_STATE:
+        return f"bundle: {STATE}", path.read_bytes()
+    lies = f"has more than {LARGEST_STATE:,} bytes" if path else "is not in the cache"
+    raise InputError(
+        f"{described['row']}: its fitted state ships with no restorer and {lies}: say with --states URL where it is to "
+        "be had, or leave the row out with --restorer"
+    )
 
 
 def _locked(leaderboard: Path) -> AbstractContextManager[None]:

@@ -113,8 +113,8 @@ def verify_rows(
         findings += [tell("ranks", "failed", text) for text in odd_places[:SHOWN]]
         if not odd_places:
             findings.append(tell("ranks", "proven", "letters and ranks follow from the rows"))
-    for merged in _merged([runs[row.bundle] for row in sound]):
-        findings += check_claim(Claim(merged, depth, depth.images, published=True), table)
+    for merged, folders in _merged([runs[row.bundle] for row in sound]):
+        findings += check_claim(Claim(merged, depth, (*folders, *depth.images), published=True), table)
     return findings
 
 
@@ -135,8 +135,8 @@ def read_bundles(folder: Path, table: str, rows: Iterable[Published]) -> tuple[d
     return runs, findings
 
 
-def _merged(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
-    """Bundles of one protocol and equal data as one run, so that each case is made once for all of them."""
+def _merged(runs: Iterable[RecordedRun]) -> list[tuple[RecordedRun, list[Path]]]:
+    """Bundles of one protocol and equal data as one run, so that each case is made once for all; and their folders."""
     alike: dict[str, list[RecordedRun]] = {}
     for run in runs:
         same = [run.description.get(name) for name in ("protocol", "protocol_digest", "data", "data_digest")]
@@ -153,5 +153,6 @@ def _merged(runs: Iterable[RecordedRun]) -> list[RecordedRun]:
         records = tuple(record for run in own for record in run.records)
         flat = tuple(record for run in own for record in run.flat)
         every = tuple(row for run in own for row in run.rows)
-        merged.append(RecordedRun(own[0].folder, description, every, records, flat=flat))
+        joined = RecordedRun(own[0].folder, description, every, records, flat=flat)
+        merged.append((joined, [run.folder for run in own]))
     return merged
