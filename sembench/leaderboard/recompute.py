@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[A
             for future in futures:
                 try:
                     found.append(future.result())
-                except (ProcessExpired, FutureTimeout) as error:
+                except (ProcessExpired, BrokenProcessPool, FutureTimeout) as error:
                     found.append(failure(f"its worker was lost: {type(error).__name__}"))
             pool.close()
         except BaseException:
