@@ -215,6 +215,7 @@ def soak(bench: Bench, seconds: float) -> list[str]:
                 break
         else:
             bench.faults.append(f"{out.name}: never finished in peace")
+            continue
         bench.faults += compared(out, expected, bench.folder / "alone", bench.vanished)
     bench.done["runs finished"] = number
     return bench.faults
