@@ -1,11 +1,16 @@
 """Axes, numbers and lines of the pages: what a reader reads off them is what was measured."""
 
+import base64
+import io
 import math
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image, features
 
+from sembench.pages import pixels
 from sembench.pages.document import breakable, link, render
 from sembench.pages.numbers import decimals, fixed, places, signed
 from sembench.pages.scale import LENGTH, scale, scale_of
@@ -19,6 +24,9 @@ def interval(mean: float, half: float = 1.0) -> Interval:
     return Interval(mean, mean - half, mean + half, 100, 40, "bootstrap-t")
 
 
+@example([5e-324], [])
+@example([0.0, 5e-324], [])
+@example([1.0, 1.0 + 2**-52], [])
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30), st.lists(st.floats(-1e6, 1e6), max_size=3))
 def test_an_axis_keeps_order_and_its_ticks_stand_where_they_say(values: list[float], also: list[float]) -> None:
     axis = scale(values, also)
@@ -105,7 +113,6 @@ def test_a_name_may_break_and_is_escaped() -> None:
 
 
 def test_the_policy_names_the_style_and_script_that_stand_in_the_page() -> None:
-    import base64
     import hashlib
     import re
 
@@ -118,3 +125,33 @@ def test_the_policy_names_the_style_and_script_that_stand_in_the_page() -> None:
         inside = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         assert inside is not None
         assert base64.b64encode(hashlib.sha256(inside[1].encode()).digest()).decode() in told
+
+
+def decoded(address: str) -> tuple[str, np.ndarray, int]:
+    """Kind, pixels and bytes of an image that an address holds."""
+    head, _, content = address.partition(";base64,")
+    held = base64.b64decode(content)
+    image = Image.open(io.BytesIO(held))
+    return head, np.asarray(image), len(held)
+
+
+def test_pixels_come_back_from_the_address_that_holds_them() -> None:
+    rng = np.random.default_rng(2)
+    gray = np.clip(np.linspace(40, 200, 96)[None, :] + rng.normal(0, 6, (96, 96)), 0, 255).astype(np.uint8)
+    colours = rng.integers(0, 255, (20, 3), np.uint8)[rng.integers(0, 20, (64, 64))]
+    for some in (gray, colours):
+        kind, found, _ = decoded(pixels.png(some))
+        assert kind == "data:image/png"
+        assert np.array_equal(found, some)
+    kind, found, _ = decoded(pixels.webp(colours))
+    assert kind == "data:image/webp"
+    assert np.array_equal(found, colours)
+    kind, found, size = decoded(pixels.webp(gray))
+    assert kind == "data:image/webp"
+    assert np.sqrt(np.mean((found[..., 0] - gray.astype(float)) ** 2)) < 4
+    assert size < decoded(pixels.png(gray))[2] / 2
+
+
+def test_without_webp_pixels_are_held_as_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "check", lambda _name: False)
+    assert pixels.webp(np.zeros((4, 4), np.uint8)) == pixels.png(np.zeros((4, 4), np.uint8))

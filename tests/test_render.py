@@ -1,22 +1,31 @@
 """The leaderboard's page and its tables for a README, made from tables and bundles as they are published."""
 
+import base64
+import hashlib
+import io
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
+from sembench.cases import plan_cases
 from sembench.commands import app
 from sembench.errors import InputError
 from sembench.execution.plan import Row
-from sembench.execution.recorded import RecordedRun
+from sembench.execution.recorded import RecordedRun, read_run
 from sembench.leaderboard.bundle import bundle_files, digest, read_bundle, write_bundle
 from sembench.leaderboard.ranking import ranked, row_of
-from sembench.leaderboard.render import markdown, read_tabs, update_readme, write_page
+from sembench.leaderboard.render import Tab, illustrated, markdown, read_tabs, update_readme, write_page
 from sembench.leaderboard.rows import as_csv, table_name
+from sembench.micrograph import write, write_grid_png
+from sembench.pages.numbers import fixed
 from sembench.protocol import load
 
 HOSTILE = "<script>alert(1)</script>"
@@ -242,3 +251,190 @@ def test_the_command_says_what_it_wrote(board: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout) == {"page": str(board / "index.html"), "readmes": {str(readme): []}}
     assert readme.read_text() == "nothing marked\n"
+
+
+NOTE = "No pictures: render with <code>--images RUN</code>"
+
+
+def restored_by(row: str, case: Any) -> Any:
+    """What a made-up row makes of a case: `learned` finds all but gain and offset, the others nothing."""
+    return 0.5 * case.reference + 20 if row.startswith("learned") else case.degraded
+
+
+def write_made_up_run(
+    folder: Path, name: str, rows: Mapping[str, float | None], data: str = "phantom", **told: Any
+) -> Path:
+    """A run folder of the first case, with the image and the psnr_matched of each row; told: other in run.json."""
+    protocol = load(name)
+    plan = plan_cases(protocol, data)
+    case = plan.specs[0].make(protocol)
+    described, records = [], []
+    for row, value in rows.items():
+        described.append({"row": row, "restorer": row.rpartition("-")[0], "kind": "restorer", "settings": {"width": 3}})
+        image = f"restored/{row}/{case.case_id}.png"
+        sha256 = write_grid_png(folder / image, np.asarray(restored_by(row, case), np.float32))
+        record = {"schema": 1, "row": row, "restorer": row.rpartition("-")[0], "kind": "restorer", "status": "ok"}
+        record |= {"case": case.case_id, "group": case.group, "image": image, "image_sha256": sha256}
+        record |= {"metrics": {"psnr_matched": value}, "input_sha256": sha256_of(case.degraded)}
+        records.append(record)
+    description = {
+        **{"schema": 1, "protocol": protocol.model_dump(mode="json"), "protocol_digest": protocol.digest},
+        **{"data": data, "data_digest": plan.digest, "metrics": ["psnr_matched"], "rows": described},
+    }
+    (folder / "run.json").write_text(json.dumps(description | told))
+    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def sha256_of(image: Any) -> str:
+    return hashlib.sha256(image.tobytes()).hexdigest()
+
+
+def picture_of(tab: Tab, name: str) -> Any:
+    """What the tab's first part shows of a row."""
+    return next(profile.picture for profile in tab.parts[0].profiles if profile.line.name == name)
+
+
+def pixels_of(address: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(address.partition(";base64,")[2]))).convert("RGB"), float)
+
+
+@pytest.fixture(scope="module")
+def phantom_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = {"input-00000000": 17.25, "learned-00000001": None, "elsewhere-00000009": 30.0}
+    return write_made_up_run(tmp_path_factory.mktemp("phantom"), "s2s", rows)
+
+
+@pytest.fixture(scope="module")
+def tabs(board: Path) -> list[Tab]:
+    return read_tabs(board)
+
+
+def test_rows_are_illustrated_by_the_images_of_a_run(tabs: list[Tab], phantom_run: Path, tmp_path: Path) -> None:
+    shown, notices = illustrated(tabs, [read_run(phantom_run)])
+    assert notices == []
+    (scene,) = shown[0].parts[0].scenes
+    protocol = load("s2s")
+    case = plan_cases(protocol, "phantom", limit=1).specs[0].make(protocol)
+    assert (scene.data, scene.case, scene.simulated) == ("phantom", case.case_id, True)
+    side, left, top = map(int, re.findall(r"\d+ x (\d+) px at column (\d+), row (\d+)", scene.part)[0])
+    window = (slice(top, top + side), slice(left, left + side))
+    low, high = np.percentile(case.reference, (0.3, 99.7))
+    wanted = np.clip((case.reference[window] - low) / (high - low), 0, 1) * 255
+    assert np.abs(pixels_of(scene.reference)[..., 0] - wanted).mean() < 4
+    none, much = (pixels_of(picture_of(shown[0], name).difference) for name in ("learned", "input"))
+    assert (none.min(axis=-1) > 235).all(), "but for gain and offset there is no difference"
+    assert (np.ptp(much, axis=-1) > 100).mean() > 0.3, "noise and blur differ, in red and in blue"
+    assert [profile.line.name for profile in shown[0].parts[0].profiles if profile.picture] == ["learned", "input"]
+    page = write_page(tmp_path, shown).read_text()
+    assert page.count(NOTE) == 1, "of the other table there is no run"
+    assert f"Data set phantom, case {case.case_id}, a phantom scene, simulated: the {scene.part}" in page
+    assert f"psnr_matched {fixed(17.25, shown[0].parts[0].table.primary.decimals)} dB" in page
+    assert "<b>Restored</b>no psnr_matched<" in page
+    assert len(page.encode()) - len(write_page(tmp_path, tabs).read_bytes()) < 40_000
+
+
+def test_pictures_are_seen_without_a_request(tabs: list[Tab], phantom_run: Path, tmp_path: Path, browser: Any) -> None:
+    page = write_page(tmp_path, illustrated(tabs, [read_run(phantom_run)])[0])
+    browser.open(page)
+    assert browser.requests() == [page.resolve().as_uri()]
+    browser.do('document.querySelectorAll("details").forEach((part) => { part.open = true; })')
+    seen = 'Array.from(document.querySelectorAll("#s2s-v1 .shots img"), (i) => [i.naturalWidth, i.width, i.alt !== ""])'
+    assert browser.do(seen) == [[102, 204, True]] * 4
+    drawn = 'Array.from(document.querySelectorAll("#s2s-v1 .shots svg"), (s) => s.getBoundingClientRect().width)'
+    assert browser.do(drawn) == [204] * 6
+    named = 'Array.from(document.querySelectorAll(".shots svg")).every((s) => s.getAttribute("aria-label"))'
+    assert browser.do(named)
+    twice = '(() => { let ids = Array.from(document.querySelectorAll("[id]"), (e) => e.id); return ids.length; })()'
+    assert browser.do(twice) == browser.do(twice.replace("ids.length", "new Set(ids).size"))
+    for width in (375, 1400):
+        browser.open(page, width=width, dark=width == 375)
+        browser.do('document.querySelectorAll("details").forEach((part) => { part.open = true; })')
+        assert browser.do("document.documentElement.scrollWidth") <= width
+    assert browser.complaints() == []
+
+
+def test_without_a_run_every_table_says_how_to_have_pictures(board: Path, tabs: list[Tab], tmp_path: Path) -> None:
+    assert (board / "index.html").read_text().count(NOTE) == 2
+    sets = replace(tabs[0], protocol={**tabs[0].protocol, "scope": "set"})
+    assert write_page(tmp_path, [sets, tabs[1]]).read_text().count(NOTE) == 1
+
+
+def test_an_image_that_was_changed_is_not_shown(tabs: list[Tab], tmp_path: Path) -> None:
+    run = write_made_up_run(tmp_path, "s2s", {"input-00000000": 17.0, "learned-00000001": 20.0})
+    (changed,) = (run / "restored" / "input-00000000").glob("*.png")
+    Image.fromarray(np.zeros((512, 512), np.uint16)).save(changed)
+    shown, (notice,) = illustrated(tabs, [read_run(run)])
+    assert notice.startswith(f"{changed}: was changed")
+    assert "\n" not in notice
+    assert picture_of(shown[0], "input") is None
+    assert picture_of(shown[0], "learned") is not None
+    changed.unlink()
+    shown, notices = illustrated(tabs, [read_run(run)])
+    assert (picture_of(shown[0], "input"), notices) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("told", "wanted"),
+    [
+        ({"protocol": {"name": "s2r", "version": 1}}, "is of protocol s2r v1, of which there is no table"),
+        ({"protocol": {"name": "s2s", "version": 2}}, "is of protocol s2s v2, of which there is no table"),
+        ({"protocol_digest": "0" * 64}, "its s2s v1 is another protocol than that of the table"),
+        ({"data_digest": "0" * 64}, "is of other images of phantom than are at hand here"),
+        ({"data": "nowhere"}, "its cases cannot be made here"),
+    ],
+)
+def test_a_run_that_does_not_fit_is_named_and_left_out(
+    tabs: list[Tab], phantom_run: Path, told: dict[str, Any], wanted: str
+) -> None:
+    run = read_run(phantom_run)
+    shown, (notice,) = illustrated(tabs, [replace(run, description=run.description | told)])
+    assert notice.startswith(f"{phantom_run}: {wanted}")
+    assert "\n" not in notice
+    assert shown == tabs
+
+
+def test_an_image_restored_from_another_input_is_not_shown(tabs: list[Tab], phantom_run: Path) -> None:
+    run = read_run(phantom_run)
+    records = tuple(record | {"input_sha256": "0" * 64} for record in run.records)
+    shown, notices = illustrated(tabs, [replace(run, records=records)])
+    assert shown == tabs
+    assert len(notices) == 2
+    assert all("another input" in notice for notice in notices)
+
+
+def test_a_run_on_the_tables_own_data_comes_first_and_real_images_are_noticed(
+    tabs: list[Tab], phantom_run: Path, tmp_path: Path
+) -> None:
+    folder, run = tmp_path / "somewhere" / "mine", tmp_path / "run"
+    folder.mkdir(parents=True)
+    ramp = np.linspace(20, 230, 512)[None, :] + 10 * np.sin(np.arange(512) / 5)[:, None]
+    write(folder / "a.png", ramp.astype(np.float32))
+    write_made_up_run(run, "s2s", {"input-00000000": 22.0}, str(folder))
+    part = replace(tabs[0].parts[0], data="mine")
+    shown, (notice,) = illustrated([replace(tabs[0], parts=(part,))], [read_run(phantom_run), read_run(run)])
+    assert notice == "the page holds parts of images of mine: share it as their licence allows"
+    assert [scene.data for scene in shown[0].parts[0].scenes] == ["phantom", "mine"]
+    assert picture_of(shown[0], "input").scene.data == "mine"
+    assert picture_of(shown[0], "learned").scene.data == "phantom"
+    page = write_page(tmp_path, shown).read_text()
+    assert "Data set mine, case a" in page
+    assert str(folder) not in page
+    assert len(re.findall("a phantom scene, simulated:", page)) == 1
+
+
+def test_the_command_takes_runs_and_refuses_what_is_none(board: Path, phantom_run: Path, tmp_path: Path) -> None:
+    before = (board / "index.html").read_bytes()
+    result = CliRunner().invoke(app, ["render", str(board), "--images", str(tmp_path)])
+    assert isinstance(result.exception, InputError)
+    assert str(result.exception).startswith(f"{tmp_path}: not a run folder")
+    assert "\n" not in str(result.exception)
+    assert (board / "index.html").read_bytes() == before
+    other = write_made_up_run(tmp_path / "other", "s2r", {"input-00000000": 20.0})
+    result = CliRunner().invoke(app, ["render", str(board), "--images", str(phantom_run), "--images", str(other)])
+    assert result.exit_code == 0, result.output
+    assert (
+        result.stderr == f"notice: {other}: is of protocol s2r v1, of which there is no table: nothing of it is shown\n"
+    )
+    assert b"data:image/webp" in (board / "index.html").read_bytes()
+    (board / "index.html").write_bytes(before)

@@ -15,6 +15,7 @@ from sembench.execution.recorded import RecordedRun
 from sembench.execution.records import Record
 from sembench.execution.worker import FLAT_METRICS
 from sembench.leaderboard.bundle import read_bundle
+from sembench.leaderboard.illustrations import Illustration, Scene, illustrations
 from sembench.leaderboard.rows import Published, Score, read_rows
 from sembench.marks import cd_biases, marks
 from sembench.micrograph import write_atomically
@@ -46,18 +47,20 @@ class MetricLine:
 
 @dataclass(frozen=True)
 class Profile:
-    """A restorer's section: settings, provenance, every metric, and what its bundle is."""
+    """A restorer's section: row id, settings, provenance, every metric, what its bundle is, and a picture if any."""
 
     line: Line
+    row: str
     settings: tuple[tuple[str, str], ...]
     provenance: tuple[tuple[str, str], ...]
     metrics: tuple[MetricLine, ...]
     bundle: str
+    picture: Illustration | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one protocol on one data set."""
+    """The rows of one protocol on one data set; scenes: the cases that its pictures show."""
 
     key: str
     data: str
@@ -65,11 +68,12 @@ class Part:
     pairs: PairTable | None
     words: words.Sentences
     profiles: tuple[Profile, ...]
+    scenes: tuple[Scene, ...] = ()
 
 
 @dataclass(frozen=True)
 class Tab:
-    """One table file: protocol, version, its parts, and what its filters offer."""
+    """One table file: protocol, version, its parts, and what its filters offer; digest: of the protocol."""
 
     key: str
     file: str
@@ -79,6 +83,12 @@ class Tab:
     parts: tuple[Part, ...]
     devices: tuple[str, ...]
     budgets: tuple[str, ...]
+    digest: str = ""
+
+    @property
+    def pictured(self) -> bool:
+        """Whether any of its rows has a picture."""
+        return any(part.scenes for part in self.parts)
 
 
 def write_page(folder: Path, tabs: Sequence[Tab]) -> Path:
@@ -105,6 +115,53 @@ def read_tabs(folder: Path) -> list[Tab]:
     return [tab for tab in tabs if tab.parts]
 
 
+def illustrated(tabs: Sequence[Tab], runs: Sequence[RecordedRun]) -> tuple[list[Tab], list[str]]:
+    """The tabs with a picture of each row whose restored image lies in the folder of one of the runs, and notices.
+
+    A run illustrates rows of its own protocol and row id, which are the same method, settings and fitted state; its
+    data may be others. One on the part's own data comes first, then the order of the runs decides. Raises InputError,
+    one line, where a run is none that this version knows.
+    """
+    by_tab: dict[str, list[dict[str, Illustration]]] = {}
+    notices: list[str] = []
+    for run in runs:
+        folder, told = run.folder, run.description["protocol"]
+        label = f"{told['name']} v{told.get('version')}"
+        tab = next((tab for tab in tabs if f"{tab.name} v{tab.version}" == label), None)
+        if tab is None:
+            notices.append(f"{folder}: is of protocol {label}, of which there is no table: nothing of it is shown")
+        elif run.description["protocol_digest"] != tab.digest:
+            notices.append(f"{folder}: its {label} is another protocol than that of the table: nothing of it is shown")
+        else:
+            wanted = {profile.row for part in tab.parts for profile in part.profiles}
+            found, left_out = illustrations(run, wanted)
+            by_tab.setdefault(tab.key, []).append(found)
+            notices += left_out
+    shown = [
+        replace(tab, parts=tuple(_illustrated(part, by_tab.get(tab.key, ())) for part in tab.parts)) for tab in tabs
+    ]
+    real = {scene.data for tab in shown for part in tab.parts for scene in part.scenes if not scene.simulated}
+    if real:
+        notices.append(f"the page holds parts of images of {', '.join(sorted(real))}: share it as their licence allows")
+    return shown, notices
+
+
+def _illustrated(part: Part, found: Sequence[Mapping[str, Illustration]]) -> Part:
+    """The part with a picture of each of its rows that any run has."""
+    scenes: dict[tuple[str, str], Scene] = {}
+    profiles = []
+    for profile in part.profiles:
+        own = [pictures[profile.row] for pictures in found if profile.row in pictures]
+        picture = min(own, key=lambda one: one.scene.data != part.data, default=None)
+        if picture is not None:
+            scene = picture.scene
+            key = f"{part.key}-scene-{len(scenes) + 1}"
+            known = scenes.setdefault((scene.data_digest, scene.case), replace(scene, key=key))
+            picture = replace(picture, scene=known)
+        profiles.append(replace(profile, picture=picture))
+    return replace(part, profiles=tuple(profiles), scenes=tuple(scenes.values()))
+
+
 def _tab(folder: Path, stem: str, name: str, version: int) -> Tab:
     file = f"{stem}.csv"
     rows = read_rows(folder / file)
@@ -126,6 +183,7 @@ def _tab(folder: Path, stem: str, name: str, version: int) -> Tab:
         parts,
         tuple(sorted({row.device or "unknown" for row in rows})),
         tuple(sorted({row.budget or "none" for row in rows})),
+        rows[0].protocol_digest if rows else "",
     )
 
 
@@ -261,6 +319,7 @@ def _profile(line: Line, row: Published, run: RecordedRun) -> Profile:
     ]
     return Profile(
         line,
+        row.row,
         tuple((name, _text(value)) for name, value in sorted((row.variant | row.settings).items())),
         tuple((name, _text(value)) for name, value in provenance if value not in (None, "")),
         tuple(

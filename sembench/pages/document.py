@@ -35,6 +35,11 @@ def png_uri(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
+def webp_uri(content: bytes) -> str:
+    """A WebP file as an address that holds it."""
+    return f"data:image/webp;base64,{base64.b64encode(content).decode()}"
+
+
 def link(path: str) -> str:
     """A relative path as an address: never taken for one with a scheme, whatever its first part is called."""
     return "./" + quote(path)

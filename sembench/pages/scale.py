@@ -12,6 +12,8 @@ from sembench.statistics import Interval
 LENGTH = 1000.0
 _PAD = 0.04
 _LARGEST = 1e300
+_LEAST, _LEAST_SHARE = 1e-15, 1e-10
+"""Values that differ by no more, in all or in shares of the largest, stand in one place."""
 _MOST_WIDTHS = 25.0
 """Widths of the middle interval that an axis is long at most."""
 _REACH = 3.0
@@ -74,10 +76,11 @@ def _span(ends: Sequence[tuple[float, float, float]]) -> float:
 
 def _around(low: float, high: float, also: Iterable[float]) -> Scale:
     """An axis from low to high and a little more, wider for values that stand near."""
-    span = (high - low) or abs(high) or 1.0
+    least = max(_LEAST, _LEAST_SHARE * max(abs(low), abs(high)))
+    span = next(width for width in (high - low, abs(high), 1.0) if width > least)
     near = [value for value in also if low - 0.25 * span <= value <= high + 0.25 * span]
     low, high = min([low, *near]), max([high, *near])
-    pad = _PAD * ((high - low) or span)
+    pad = _PAD * (high - low if high - low > least else span)
     return _ticked(low - pad, high + pad)
 
 

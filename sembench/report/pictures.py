@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from sembench.execution.run import RunPlan
 from sembench.metrics.fidelity import apply_match, match
 from sembench.metrics.table import UndefinedError
 from sembench.micrograph import read_grid_png
-from sembench.pages.document import png_uri
+from sembench.pages import pixels
 from sembench.pages.numbers import fixed
 from sembench.registry import METRICS, plugin
 from sembench.results import SummaryRow
@@ -34,6 +34,68 @@ EXAMPLES = 4
 """Tiles shown of a cluster."""
 _PAGE_SIDE = 360
 """Longest side (px) of a whole image on the page."""
+
+Encoder = Callable[["NDArray[np.uint8]"], str]
+"""From 8-bit pixels to an address that holds them, see sembench.pages.pixels."""
+
+
+@dataclass(frozen=True)
+class View:
+    """How all images of one case are shown.
+
+    levels: gray levels that are black and white; reach: those at which a difference is shown in full colour;
+    frame: column, row and side (px) of the part that is magnified.
+    """
+
+    levels: tuple[float, float]
+    reach: float
+    frame: tuple[int, int, int]
+
+    @property
+    def part(self) -> str:
+        """Which part is magnified, in words."""
+        left, top, side = self.frame
+        return f"{side} x {side} px at column {left}, row {top}"
+
+    def gray(self, image: "Image", encode: Encoder = pixels.png) -> str:
+        """An address that holds the whole image (H, W) in 8 bits."""
+        low, high = self.levels
+        stretched = np.clip((image - low) / (high - low), 0, 1) * 255
+        return encode(np.rint(stretched).astype(np.uint8))
+
+    def gray_part(self, image: "Image", encode: Encoder = pixels.png) -> str:
+        """As `gray`, the magnified part alone."""
+        return self.gray(self._cut(image), encode)
+
+    def difference_part(self, difference: "Image", encode: Encoder = pixels.png, colours: int = 256) -> str:
+        """The part of a difference (H, W, gray levels) in so many colours from blue, below, to red, above."""
+        from matplotlib import colormaps
+
+        placed = np.clip(self._cut(difference) / self.reach, -1, 1) / 2 + 0.5
+        if colours < 256:
+            placed = np.rint(placed * (colours - 1)) / (colours - 1)
+        return encode(np.ascontiguousarray(colormaps[figures.DIVERGING](placed, bytes=True)[..., :3]))
+
+    def _cut(self, image: "Image") -> "Image":
+        left, top, side = self.frame
+        return image[top : top + side, left : left + side]
+
+
+def view_of(base: "Image", most: int | None = None) -> View:
+    """The view of a case that shows most of its reference, or input, (H, W); most: px that the part's side may have."""
+    low, high = np.percentile(base, (0.3, 99.7))
+    side = max(16, min(base.shape) // 5)
+    side = side if most is None else min(side, most)
+    top, left = figures.zoom_window(base, side)
+    return View((float(low), max(float(high), float(low) + 1e-6)), figures.difference_reach(base), (left, top, side))
+
+
+def difference(image: "Image", reference: "Image") -> "Image":
+    """The image less the reference after one gain and offset; less it as it is where none can be found."""
+    matched: NDArray[Any] = image
+    with suppress(UndefinedError):
+        matched = apply_match(match(reference, image), image)
+    return np.asarray(matched - reference, np.float32)
 
 
 @dataclass(frozen=True)
@@ -159,7 +221,10 @@ def _first_case(
     base = case.degraded if case.reference is None else case.reference
     title = f"{_where(plan)}, case {spec.case_id}"
     path = plan.folder / "figures" / "panel.png"
-    differences = {} if case.reference is None else _differences(images, case.reference)
+    differences = {}
+    if case.reference is not None:
+        restored = {name: image for name, image in images.items() if image is not case.reference}
+        differences = {name: difference(image, case.reference) for name, image in restored.items()}
     told = f"; under each name: {_label(name)}" if any(captions.values()) else ""
     figures.panel(path, f"{title}{told}", images, captions, base, differences)
     shown.case = spec.case_id
@@ -180,45 +245,22 @@ def _shots(
     differences: "Mapping[str, Image]",
     shown: Pictures,
 ) -> None:
-    levels = _levels(base)
-    shown.reach = figures.difference_reach(base)
-    side = max(16, min(base.shape) // 5)
-    top, left = figures.zoom_window(base, side)
+    view = view_of(base)
+    shown.reach, shown.part = view.reach, view.part
     height, width = base.shape
-    window = (slice(top, top + side), slice(left, left + side))
-    shown.part = f"{side} x {side} px at column {left}, row {top}"
     shown.shots = [
         Shot(
             name,
             captions.get(name, ""),
-            _uri(_reduced(image), levels),
-            _uri(image[window], levels),
+            view.gray(_reduced(image)),
+            view.gray_part(image),
             (width, height),
-            (left, top, side),
+            view.frame,
             stored.get(name, ""),
-            _difference_uri(differences[name][window], shown.reach) if name in differences else "",
+            view.difference_part(differences[name]) if name in differences else "",
         )
         for name, image in images.items()
     ]
-
-
-def _differences(images: "Mapping[str, Image]", reference: "Image") -> "dict[str, Image]":
-    """What each image differs by from the reference after one gain and offset; as it is where none can be found."""
-    found = {}
-    for name, image in images.items():
-        if image is reference:
-            continue
-        matched: NDArray[Any] = image
-        with suppress(UndefinedError):
-            matched = apply_match(match(reference, image), image)
-        found[name] = np.asarray(matched - reference, np.float32)
-    return found
-
-
-def _levels(image: "Image") -> tuple[float, float]:
-    """Gray levels that are shown as black and white."""
-    low, high = np.percentile(image, (0.3, 99.7))
-    return float(low), max(float(high), float(low) + 1e-6)
 
 
 def _reduced(image: "Image") -> "Image":
@@ -231,32 +273,6 @@ def _reduced(image: "Image") -> "Image":
         return image
     size = (max(1, round(width / factor)), max(1, round(height / factor)))
     return np.asarray(Pillow.fromarray(image).resize(size, Pillow.Resampling.BOX), np.float32)
-
-
-def _uri(image: "Image", levels: tuple[float, float]) -> str:
-    """An address that holds the image in 8 bits, gray levels stretched as told."""
-    low, high = levels
-    stretched = np.clip((image - low) / (high - low), 0, 1) * 255
-    return _held(np.rint(stretched).astype(np.uint8))
-
-
-def _difference_uri(difference: "Image", reach: float) -> str:
-    """As _uri, in the colours of differences, in full at `reach` gray levels."""
-    from matplotlib import colormaps
-
-    colours = colormaps[figures.DIVERGING](np.clip(difference / reach, -1, 1) / 2 + 0.5, bytes=True)
-    return _held(colours[..., :3])
-
-
-def _held(pixels: "NDArray[np.uint8]") -> str:
-    """An address that holds 8-bit pixels, gray (H, W) or colour (H, W, 3), as a PNG."""
-    from io import BytesIO
-
-    from PIL import Image as Pillow
-
-    content = BytesIO()
-    Pillow.fromarray(pixels).save(content, "PNG", optimize=True)
-    return png_uri(content.getvalue())
 
 
 def _lines(folder: Path, title: str, images: "Mapping[str, Image]", base: "Image", case: Case, shown: Pictures) -> None:
@@ -274,7 +290,8 @@ def _lines(folder: Path, title: str, images: "Mapping[str, Image]", base: "Image
             measurements[name] = str(refusal)
     figures.overlays_side_by_side(folder / "lines.png", title, images, measurements, base, size)
     pitch = next((measurement.pitch for measurement in found.values()), None)
-    shown.edges = [_edge_shot(name, image, measurements[name], pitch, base, size) for name, image in images.items()]
+    view = view_of(base)
+    shown.edges = [_edge_shot(name, image, measurements[name], pitch, view, size) for name, image in images.items()]
     if "reference" in found:
         spectra = {name: measurement.width_spectrum for name, measurement in found.items()}
         vertical = found["reference"].orientation == "vertical"
@@ -300,13 +317,13 @@ def _edge_shot(
     image: "Image",
     measurement: "LineMeasurement | str",
     pitch: float | None,
-    base: "Image",
+    view: View,
     size: tuple[float, float] | None,
 ) -> EdgeShot:
-    height, width = base.shape
+    height, width = image.shape
     side = min(height, width, 96 if pitch is None else int(max(64, min(128, 4 * pitch))))
     left, top = (width - side) // 2, (height - side) // 2
-    window = _uri(image[top : top + side, left : left + side], _levels(base))
+    window = view.gray(image[top : top + side, left : left + side])
     if isinstance(measurement, str):
         return EdgeShot(name, "not measured", window, side, refusal=measurement)
     vertical = measurement.orientation == "vertical"
