@@ -79,6 +79,7 @@ class Bench:
         self.done: Counter[str] = Counter()
         self.vanished: Counter[str] = Counter()
         self.faults: list[str] = []
+        self.last_words = ""
         self.services: dict[str, subprocess.Popen[bytes]] = {}
         self.address = f"127.0.0.1:{_free_port()}" if cluster else ""
         (folder / "soak.toml").write_text(PROTOCOL)
@@ -127,8 +128,9 @@ class Bench:
 
     def ended(self, process: "subprocess.Popen[str]") -> int:
         _, errors = process.communicate()
+        self.last_words = f"{process.returncode}: {errors.strip()[-300:]}"
         if process.returncode not in ENDINGS or "Traceback" in errors:
-            self.faults.append(f"ended with {process.returncode}: {errors.strip()[-300:]}")
+            self.faults.append(f"ended with {self.last_words}")
         return process.returncode
 
     def disturb(self, process: "subprocess.Popen[str]", out: Path) -> None:
@@ -214,7 +216,7 @@ def soak(bench: Bench, seconds: float) -> list[str]:
             if bench.ended(bench.start(out.name, "--retry-failed")) == 0:
                 break
         else:
-            bench.faults.append(f"{out.name}: never finished in peace")
+            bench.faults.append(f"{out.name}: never finished in peace, at last with {bench.last_words}")
             continue
         bench.faults += compared(out, expected, bench.folder / "alone", bench.vanished)
     bench.done["runs finished"] = number
