@@ -19,8 +19,8 @@ DRAWS = 19_999
 SEED = 2604
 _ROUNDING = 1e-12
 """Sums that differ by less, relative to the sum of their terms' moduli, are equal."""
-_BLOCK = 2_000
-"""Sign flips held in memory at a time."""
+_BLOCK = 100_000
+"""Signs held in memory at a time."""
 
 
 def sign_flip_p(differences: ArrayLike, groups: Sequence[Hashable], *, seed: int = SEED, draws: int = DRAWS) -> float:
@@ -186,8 +186,9 @@ def _sign_flips(sums: Array, seed: int, draws: int) -> Array:
     count = 2 ** (number - 1) if exact else draws
     rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed])))
     extreme = np.zeros(sums.shape[1], np.int64)
-    for start in range(0, count, _BLOCK):
-        size = min(_BLOCK, count - start)
+    block = max(1, _BLOCK // number)
+    for start in range(0, count, block):
+        size = min(block, count - start)
         bits: NDArray[Any]
         if exact:
             bits = np.arange(start, start + size)[:, None] >> np.arange(number) & 1
