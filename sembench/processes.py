@@ -1,10 +1,13 @@
-"""What processes are started under: one thread each, and no Ctrl-C while they start."""
+"""What processes are started under, one thread each and no Ctrl-C while they start; and what memory one has used."""
 
 import os
+import resource
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -46,3 +49,17 @@ def interrupts_held() -> Iterator[None]:
             signal.signal(signal.SIGINT, handler)
         if came:
             signal.raise_signal(signal.SIGINT)
+
+
+def peak_memory_mb() -> float:
+    """The largest resident memory of this process so far, MiB.
+
+    Where the system tells it of the process alone (Linux); else by getrusage, which a process inherits from the one
+    that started it, so that it may be the starter's.
+    """
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) / 1024
+    except (OSError, StopIteration):
+        scale = 1024**2 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale

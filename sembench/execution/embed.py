@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from sembench.errors import InputError
 from sembench.execution.records import Record
 from sembench.metrics.clustering import Embedded, SetMetricSpec, evaluate_set
 from sembench.micrograph import write_atomically
+from sembench.processes import peak_memory_mb
 from sembench.protocol import Protocol
 from sembench.restorer import Image
 
@@ -60,7 +60,7 @@ def solve_set(
         "seconds": dict(
             zip(("case", "embed", "store", "score"), (b - a for a, b in itertools.pairwise(clock)), strict=True)
         ),
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_memory_mb": peak_memory_mb(),
     }
 
 

@@ -5,7 +5,6 @@ import itertools
 import json
 import os
 import random
-import resource
 import sys
 import threading
 import time
@@ -30,6 +29,7 @@ from sembench.metrics import perceptual
 from sembench.metrics.clustering import Embedded, evaluate_set
 from sembench.metrics.table import MetricCase, evaluate
 from sembench.optics import generator
+from sembench.processes import peak_memory_mb
 from sembench.protocol import Protocol
 from sembench.registry import METRICS, load_method, plugin
 from sembench.restorer import Image, Truth, check_image
@@ -231,7 +231,7 @@ def solve(row: Row, spec: CaseSpec) -> Record:
                 strict=True,
             )
         ),
-        peak_memory_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        peak_memory_mb=peak_memory_mb(),
     )
     if case.alignment is not None:
         record["alignment"] = case.alignment
