@@ -28,6 +28,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,all]"
 	@$(BIN)/python -c "import cv2" 2>/dev/null || $(BIN)/pip install --quiet --force-reinstall --no-deps -c constraints.txt opencv-python-headless
 	@touch $@
+	@echo "installed: source $(VENV)/bin/activate, then sembench --help"
 
 run: install
 	$(BIN)/sembench run --restorer input,gaussian,semfm --protocol s2r --limit $(LIMIT) --skip-unavailable --no-fit

@@ -5,17 +5,18 @@
 One process and one image of 1280 x 895 px with about 50 lines. The edge stage runs as it is, and with each step that
 visits points one by one written as a loop over edges and rows: areas, windows, mean edge, matched filter, neighbours'
 tails, residuals. Both in turn; the positions must agree. --json: one object, with the seconds of a whole measurement,
-fits included, and the ratio of the edge stages.
+fits included, and the ratio of the edge stages: the median of the pairs, the smallest and the largest.
 """
 
 import argparse
 import json
 import statistics
-import time
+from functools import partial
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from in_turn import compare, timed
 from threadpoolctl import threadpool_limits
 
 from sembench import phantom
@@ -146,13 +147,6 @@ def image(rows: int) -> Any:
     return scene.image + rng.normal(0, 24, scene.image.shape)
 
 
-def timed(call: Any, *arguments: Any) -> tuple[float, Any]:
-    """Seconds of the process, and the result."""
-    start = time.process_time()
-    result = call(*arguments)
-    return time.process_time() - start, result
-
-
 def main() -> int:
     """Print the times; 1 where the positions differ."""
     parser = argparse.ArgumentParser(description="The edge stage against a plain loop.")
@@ -161,20 +155,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     pixels = image(options.rows)
-    whole = [timed(measure_lines, pixels)[0] for _ in range(options.repeats)]
+    whole = [timed(partial(measure_lines, pixels))[0] for _ in range(options.repeats)]
     grating = find_grating(pixels, bright=True)
-    stages, found = [], None
-    for _ in range(options.repeats):
-        seconds, found = timed(edges.find_edges, grating)
-        stages.append(seconds)
-    loop_seconds, plain = timed(plain_edges, grating)
-    assert found is not None
+    both = compare(partial(edges.find_edges, grating), partial(plain_edges, grating), options.repeats)
+    found, plain = both.results
     apart = float(np.abs(found.positions - plain.positions).max())
     seen = {
         "seconds": statistics.median(whole),
-        "edge_seconds": statistics.median(stages),
-        "loop_seconds": loop_seconds,
-        "ratio": loop_seconds / statistics.median(stages),
+        "edge_seconds": statistics.median(own for own, _ in both.seconds),
+        "loop_seconds": statistics.median(loop for _, loop in both.seconds),
+        "ratio": both.ratio.median,
+        "smallest_ratio": min(both.ratio.of_pairs),
+        "largest_ratio": max(both.ratio.of_pairs),
         "largest_difference_px": apart,
         "lines": len(found.positions) // 2,
     }

@@ -9,7 +9,7 @@
 
     python benchmarks/throughput.py [--cases 4] [--data phantom] [--quick]
 
-Every measured program runs in a process of its own; run it on an otherwise idle machine. Linux and macOS.
+Every measured program runs in a process of its own; run it on an otherwise idle machine. Linux.
 """
 
 import argparse
@@ -17,44 +17,16 @@ import csv
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
+
+from programs import SMALL, draw_images, python, sembench, wall
 
 HERE = Path(__file__).resolve().parent
 RESTORERS = "input,gaussian,median,tv,richardson_lucy,wiener,bm3d"
 QUICK_RESTORERS = "input,gaussian,median,tv,richardson_lucy,wiener"
 WORKERS = 2
-SMALL = """
-name = "throughput"
-version = 1
-title = "Small images, for memory and overhead"
-question = "Does the harness itself cost anything?"
-seed = 1
-[data]
-set = "semcorpus"
-size = {size}
-[degradation]
-name = "paper"
-[metrics]
-primary = "psnr"
-names = [{names}]
-"""
-WITH_PEAK = """
-import atexit, json, resource, sys
-def report():
-    unit = 1024 if sys.platform == "linux" else 1024**2
-    peaks = [resource.getrusage(who).ru_maxrss / unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    print("peaks", json.dumps(peaks), file=sys.stderr)
-atexit.register(report)
-sys.argv = ["sembench", *sys.argv[1:]]
-if __name__ == "__main__":
-    from sembench.commands import main
-    main()
-"""
 BETWEEN_RECORDS = """
 import json, sys, time
 from pathlib import Path
@@ -91,21 +63,6 @@ for _ in range(30):
     times.append(time.perf_counter() - started)
 print(1e3 * sorted(times)[len(times) // 2])
 """
-
-
-def wall(command: Sequence[str | Path], **variables: str) -> tuple[float, subprocess.CompletedProcess[str]]:
-    """Seconds that a command takes, start to end, and what it printed; its failure ends the benchmark."""
-    started = time.perf_counter()
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, env=os.environ | variables)
-    seconds = time.perf_counter() - started
-    if done.returncode:
-        raise SystemExit(f"{' '.join(str(part) for part in command)} failed:\n{done.stderr}")
-    return seconds, done
-
-
-def python(*arguments: str | Path) -> list[str | Path]:
-    """This interpreter with arguments."""
-    return [sys.executable, *arguments]
 
 
 def against_plain(folder: Path, cases: int, data: str, restorers: str) -> None:
@@ -165,42 +122,17 @@ def overhead(folder: Path, cases: int) -> None:
     print(f"   until the first record       {middle['start_s']:8.2f} s, after the last {middle['end_s']:.2f} s")
 
 
-def draw_images(folder: Path, count: int, side: int = 160) -> None:
-    """A folder of PNG files with smooth random texture."""
-    import numpy as np
-    from scipy.ndimage import gaussian_filter
-    from skimage.io import imsave
-
-    folder.mkdir()
-    rng = np.random.default_rng(7)
-    for index in range(count):
-        texture = gaussian_filter(rng.standard_normal((side, side)), 3)
-        gray = np.clip(128 + 40 * texture / texture.std(), 0, 255)
-        imsave(folder / f"image{index:03d}.png", gray.astype(np.uint8), check_contrast=False)
-
-
 def memory(folder: Path, few: int, many: int) -> None:
     """Peak memory of `sembench run` and of its largest worker with few and with many cases."""
     protocol = folder / "memory.toml"
     protocol.write_text(SMALL.format(size=192, names='"psnr"'))
-    script = folder / "peak.py"
-    script.write_text(WITH_PEAK)
     draw_images(folder / "images", many)
     peaks = {}
     for cases in (few, many):
+        run = ["run", "--protocol", protocol, "--data", folder / "images", "--restorer", "input,gaussian,median"]
         out = folder / f"memory{cases}"
-        run: list[str | Path] = [
-            "run",
-            "--protocol",
-            protocol,
-            "--data",
-            folder / "images",
-            "--restorer",
-            "input,gaussian,median",
-        ]
-        _, done = wall(python(script, *run, "--limit", str(cases), "--workers", str(WORKERS), "--out", out, "--json"))
-        line = next(line for line in reversed(done.stderr.splitlines()) if line.startswith("peaks "))
-        peaks[cases] = json.loads(line.removeprefix("peaks "))
+        used = sembench(*run, "--limit", str(cases), "--workers", str(WORKERS), "--out", out, "--json")
+        peaks[cases] = used.command_mib, used.worker_mib
     print(f"3. peak memory, images of 192 x 192 px x 3 restorers, {WORKERS} workers")
     for index, what in enumerate(("command", "largest worker")):
         low, high = peaks[few][index], peaks[many][index]
