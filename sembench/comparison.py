@@ -15,7 +15,7 @@ from sembench.execution.records import LEFT_OUT, Record, key
 from sembench.metrics.table import MetricSpec
 from sembench.registry import METRICS, plugin, suggestion
 from sembench.statistics import Interval, mean_interval
-from sembench.statistics.pairs import Pair, can_separate, compare_pairs
+from sembench.statistics.pairs import Pair, can_separate, compare_pairs, smallest_p
 from sembench.statistics.ranks import Places, letters, rank_intervals, ranks_without_each_group
 
 TOO_FEW_GROUPS = "too few groups to separate"
@@ -71,7 +71,8 @@ class Comparison:
 
     controls: mean of each control that has a value on all of these cases. separable: whether there are groups enough
     to tell any pair apart. unranked: restorers that lack too many values, as those would decide on which cases the
-    others are compared. notices: what the reader must know of cases and rows left out.
+    others are compared. notices: what the reader must know of cases and rows left out. pairs_in_run: those
+    there would be, had none of the run's restorers been left out by name; 0 where that is not known.
     """
 
     metric: MetricSpec
@@ -83,6 +84,16 @@ class Comparison:
     separable: bool
     unranked: tuple[Unranked, ...] = ()
     notices: tuple[str, ...] = ()
+    pairs_in_run: int = 0
+
+    @property
+    def too_few(self) -> str:
+        """Why nothing can be told apart, where the groups are too few; else empty."""
+        if self.separable:
+            return ""
+        groups, pairs = f"{self.groups} group{'s'[: self.groups != 1]}", len(self.pairs)
+        least = f"with {groups} no p falls below {smallest_p(self.groups):.2g}"
+        return f"{least}, and {pairs} pair{'s'[: pairs != 1]} must be tested"
 
     def against(self, name: str) -> tuple[Pair, ...]:
         """Every other restorer less the named one, p values still corrected for all pairs; InputError if unknown."""
@@ -101,6 +112,8 @@ class Comparison:
                     f"--against {name}: is a control, told the truth: compare with one of {', '.join(names)}"
                 )
             variants = [other for other in names if other.startswith(f"{name} (")]
+            if len(variants) == 1:
+                return self.against(variants[0])
             if variants:
                 raise InputError(f"--against {name}: there are {', '.join(variants)}: name one of them")
             raise InputError(f"--against {name}: no such restorer is compared here: {suggestion(name, names)}")
@@ -125,15 +138,20 @@ def equivalence_margin(metric: MetricSpec) -> float | None:
 
 
 def compare_rows(
-    rows: Sequence[Row], records: Iterable[Record], metric: MetricSpec, *, most_missing: float = MOST_MISSING
+    rows: Sequence[Row],
+    records: Iterable[Record],
+    metric: MetricSpec,
+    *,
+    most_missing: float = MOST_MISSING,
+    names: Mapping[str, str] | None = None,
 ) -> Comparison:
-    """Compare the rows of a run by one metric; controls stand apart.
+    """Compare the rows of a run by one metric; controls stand apart. names: by row id (None: row_labels).
 
     Restorers without a value on more than a share `most_missing` of the cases on which any restorer has one are not
     compared, nor are those without any value. Raises InputError where fewer than two are left, no case is shared, or
     records contradict themselves.
     """
-    names = row_labels(rows)
+    names = names or row_labels(rows)
     by_row, groups = _by_row(rows, records)
     values = {row.row_id: _values(by_row[row.row_id].values(), metric.name) for row in rows}
     restorers = [row for row in rows if row.kind != "control"]
@@ -298,12 +316,13 @@ def _distinct_settings(row: Row, namesakes: Sequence[Row]) -> str:
 
 
 def compare_runs(
-    folders: Sequence[Path], metric: str | None = None, restorers: Sequence[str] = ()
+    folders: Sequence[Path], metric: str | None = None, restorers: Sequence[str] = (), against: str | None = None
 ) -> tuple[RecordedRun, Comparison]:
     """Compare the restorers of one run or two of one protocol by a metric (None: the protocol's primary one).
 
-    Where both runs hold a row's record of a case, the first run's counts. restorers: only these names, all if empty.
-    Raises InputError, one line, for whatever does not fit; the first run comes back beside the comparison.
+    Where both runs hold a row's record of a case, the first run's counts. restorers: only these names, and then the
+    one of `against`; all if empty. The first run comes back beside the comparison. Raises InputError, one line, for
+    whatever does not fit.
     """
     if not 1 <= len(folders) <= 2:
         raise InputError(f"{len(folders)} run folders: give one or two")
@@ -316,13 +335,21 @@ def compare_runs(
             raise InputError(f"runs differ in their {noun}, {each}: only runs of equal cases can be compared")
     spec = _metric(runs, metric)
     rows = {row.row_id: row for run in reversed(runs) for row in run.rows}
-    chosen = _chosen(list(rows.values()), restorers)
+    chosen = _chosen(list(rows.values()), restorers, against)
     records = {key(record): record for run in reversed(runs) for record in run.records}
     notices = [f"{run.folder}: the last record is torn and left out" for run in runs if run.torn]
     if len(runs) == 2:
         notices += _contradictions(runs[0], runs[1], spec)
-    found = compare_rows(chosen, records.values(), spec, most_missing=1.0 if restorers else MOST_MISSING)
-    return runs[0], replace(found, notices=(*notices, *found.notices))
+    names = row_labels(list(rows.values()))
+    found = compare_rows(chosen, records.values(), spec, most_missing=1.0 if restorers else MOST_MISSING, names=names)
+    in_run = _pairs_in_run(rows.values(), records.values(), spec.name) if restorers else len(found.pairs)
+    return runs[0], replace(found, notices=(*notices, *found.notices), pairs_in_run=in_run)
+
+
+def _pairs_in_run(rows: Iterable[Row], records: Iterable[Record], metric: str) -> int:
+    """The pairs of all restorers that have a value."""
+    valued = {record["row"] for record in records if record.get("metrics", {}).get(metric) is not None}
+    return math.comb(sum(row.kind != "control" and row.row_id in valued for row in rows), 2)
 
 
 def _metric(runs: Sequence[RecordedRun], name: str | None) -> MetricSpec:
@@ -336,17 +363,25 @@ def _metric(runs: Sequence[RecordedRun], name: str | None) -> MetricSpec:
     return loaded
 
 
-def _chosen(rows: list[Row], names: Sequence[str]) -> list[Row]:
+def _chosen(rows: list[Row], names: Sequence[str], against: str | None) -> list[Row]:
     """The rows that are named, all where none is; controls always stay, as reference lines."""
     restorers = [row for row in rows if row.kind != "control"]
     labels = row_labels(rows)
+    known = {row.name for row in restorers}
     for name in names:
         if not any(name in (row.name, row.row_id, labels[row.row_id]) for row in restorers):
             if any(row.name == name for row in rows):
                 raise InputError(f"--restorer {name}: is a control, told the truth, and not compared: leave it out")
-            known = {row.name for row in restorers}
             raise InputError(f"--restorer {name}: no such restorer in these runs: {suggestion(name, known)}")
     if names:
+        if against is not None:
+            exact = [row for row in restorers if against in (row.row_id, labels[row.row_id])]
+            added = exact or [row for row in restorers if row.name == against]
+            if not added and any(row.name == against for row in rows):
+                raise InputError(f"--against {against}: is a control, told the truth: compare with a restorer")
+            if not added:
+                raise InputError(f"--against {against}: no such restorer in these runs: {suggestion(against, known)}")
+            names = [*names, *(row.row_id for row in added)]
         rows = [row for row in rows if row.kind == "control" or {row.name, row.row_id, labels[row.row_id]} & {*names}]
     count = sum(row.kind != "control" for row in rows)
     if count < 2:
@@ -397,6 +432,8 @@ def as_json(run: RecordedRun, comparison: Comparison, pairs: Iterable[Pair]) -> 
         "cases": comparison.cases,
         "groups": comparison.groups,
         "separable": comparison.separable,
+        "pairs_corrected_for": len(comparison.pairs),
+        "pairs_in_run": comparison.pairs_in_run,
         "notices": list(comparison.notices),
         "restorers": [
             {

@@ -210,6 +210,47 @@ def test_few_groups_are_said_to_be_few(tell: Tell, tmp_path: Path) -> None:
     assert json.loads(tell(run, "--json")[1])["restorers"][0]["rank"] == [1, 2]
 
 
+def test_who_picks_some_is_told_of_how_many_pairs(tell: Tell, tmp_path: Path) -> None:
+    run = _made(tmp_path / "run")
+    told = "corrected for the 1 pair shown, of 3 in the run: choose before you look"
+    footer = " ".join(tell(run, "--restorer", "good,input")[1].split())
+    assert told in footer
+    found = json.loads(tell(run, "--restorer", "good,input", "--json")[1])
+    assert (found["pairs_corrected_for"], found["pairs_in_run"]) == (1, 3)
+    assert "choose before you look" not in tell(run)[1]
+    assert "choose before you look" not in tell(run, "--against", "input")[1], "corrected for all pairs of the run"
+    assert "choose before you look" not in tell(run, "--restorer", "input,like_good,good")[1]
+    two = _made(tmp_path / "two", ("input",)), _made(tmp_path / "other", ("good", "like_good"))
+    footer = " ".join(tell(*two, "--restorer", "good,input")[1].split())
+    assert "corrected for the 1 pair shown, of 3 in the runs: choose before you look" in footer
+
+
+def test_whom_others_are_compared_against_is_one_of_the_chosen(tell: Tell, tmp_path: Path) -> None:
+    run = _made(tmp_path / "run", ("input", "good", "like_good", "oracle"))
+    code, output, _ = tell(run, "--restorer", "good", "--against", "input")
+    assert code == 0
+    assert "corrected for the 1 pair shown, of 3 in the run" in " ".join(output.split())
+    found = json.loads(tell(run, "--restorer", "good", "--against", "input", "--json")[1])
+    assert [(pair["restorer"], pair["against"]) for pair in found["pairs"]] == [("good", "input")]
+    assert (
+        found["pairs"] == json.loads(tell(run, "--restorer", "good,input", "--against", "input", "--json")[1])["pairs"]
+    )
+    _refused(tell(run, "--restorer", "good", "--against", "good"), "1 restorer to compare")
+    _refused(tell(run, "--restorer", "good", "--against", "inputs"), "--against inputs", "did you mean 'input'?")
+    _refused(tell(run, "--restorer", "good", "--against", "oracle"), "--against oracle", "is a control")
+
+
+def test_of_namesakes_the_one_named_is_added(tell: Tell, tmp_path: Path) -> None:
+    rows = [_row("tv", {"strength": 1.0}, "tv-a"), _row("tv", {"strength": 2.0}, "tv-b"), _row("input")]
+    records = [_record(row, case, BASE[case] + i) for i, row in enumerate(rows) for case in CASES]
+    run = _write(tmp_path / "run", rows, records)
+    for name in ("tv-b", "tv (strength=2.0)"):
+        found = json.loads(tell(run, "--json", "--restorer", "input", "--against", name)[1])
+        assert {line["row"] for line in found["restorers"]} == {"input-1", "tv-b"}
+        assert [pair["against"] for pair in found["pairs"]] == ["tv (strength=2.0)"]
+    _refused(tell(run, "--restorer", "input", "--against", "tv"), "--against tv", "tv (strength=1.0)")
+
+
 def test_two_runs_are_joined_and_the_first_one_counts(tell: Tell, tmp_path: Path) -> None:
     first = _made(tmp_path / "first", ("input",))
     second = _made(tmp_path / "second", ("input", "good"))

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sembench.cases import fields
-from sembench.commands import main
+from sembench.commands import main, progress
 from sembench.leaderboard import eligibility
 from sembench.leaderboard.rows import read_rows
 
@@ -108,6 +108,74 @@ def test_a_submission_tells_what_changes(run: Path, tmp_path: Path, tell: Tell) 
     code, out, _ = tell("verify", whole, "--base", board, "--sample", 0, "--json")
     assert code == 0
     assert [change["what"] for change in json.loads(out)["changes"]] == ["added", "moved"]
+
+
+QUICK = """
+from sembench.restorer import Restorer
+
+class Quick(Restorer):
+    \"\"\"Gives the image back.\"\"\"
+    def restore(self, image, /):
+        return image
+"""
+
+
+@pytest.fixture(scope="module")
+def with_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run of seven restorers out of a file, one of which has all cases, and of one of ours; not to be changed."""
+    folder = tmp_path_factory.mktemp("file")
+    (folder / "small.toml").write_text(PROTOCOL)
+    names = ["Quick", *(f"Quick{number}" for number in range(6))]
+    (folder / "quick.py").write_text(QUICK + "".join(f"class {name}(Quick):\n    pass\n" for name in names[1:]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fields, "PHANTOM_CASES", 3)
+        patch.setattr(eligibility, "SIMULATED", ())
+        patch.chdir(folder)
+        for asked, limit in ((names[1:], 2), (names[:1], 3)):
+            methods = ",".join(f"quick.py:{name}" for name in asked) + (",input" if limit == 3 else "")
+            told = ["sembench", "run", "--restorer", methods, "--protocol", "small.toml", "--data", "phantom"]
+            patch.setattr(sys, "argv", [*told, "--out", "run", "--workers", "1", "--json", "--limit", str(limit)])
+            with pytest.raises(SystemExit) as left:
+                main()
+            assert not left.value.code
+        yield folder / "run"
+
+
+def test_a_restorer_out_of_a_file_is_told_once_and_shortly(with_file: Path, tell: Tell) -> None:
+    code, out, _ = tell("verify", with_file, "--sample", 1, "--restore", 1, "--seed", 1)
+    assert code == 0, out
+    assert out.count("restorer Quick is a file (FILE.py:Class) that is not at hand") == 1
+    assert "known are" not in out
+    assert "unknown restorer" not in out
+    told = json.loads(tell("verify", with_file, "--sample", 0, "--restore", 1, "--seed", 1, "--json")[1])["findings"]
+    unrestored = [one["told"] for one in told if one["check"] == "restoration" and one["outcome"] == "not proven"]
+    assert unrestored == [
+        "7 rows cannot be restored again, see identity: Quick, Quick0, Quick1, Quick2, Quick3 and 2 more"
+    ]
+    flat = [one["told"] for one in told if one["check"] == "flat fields" and one["outcome"] == "not proven"]
+    assert flat == ["7 rows cannot be restored again, see restoration"]
+    assert any(one["check"] == "restoration" and one["outcome"] == "proven" for one in told)
+
+
+def test_how_many_rows_lack_cases_is_told(with_file: Path, tell: Tell) -> None:
+    told = json.loads(tell("verify", with_file, "--sample", 0, "--restore", 0, "--json")[1])["findings"]
+    (short,) = [one["told"] for one in told if one["check"] == "data"]
+    assert "not every row has all 3 cases: " in short
+    assert short.count(" 2,") + short.count(" 2 ") == 5
+    assert short.endswith(" and 1 more")
+
+
+def test_verify_tells_how_far_it_is_on_stderr(
+    run: Path, tmp_path: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", -1.0)
+    code, out, err = tell("verify", run, "--sample", 3, "--restore", 1, "--json")
+    assert code == 0
+    assert json.loads(out)["findings"]
+    for text in ("1 of 6 (", "): images", "6 of 6 (", "): scores again", "2 of 2 (", "): restoring again"):
+        assert text in err, text
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 1e6)
+    assert tell("verify", run, "--sample", 0, "--restore", 0)[2] == ""
 
 
 def test_what_cannot_be_done_is_one_line(

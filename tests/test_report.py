@@ -1,5 +1,6 @@
 """report.html of a run folder: what it says is what the records say, and it needs nothing but itself."""
 
+import csv
 import json
 import re
 from html.parser import HTMLParser
@@ -163,6 +164,22 @@ def test_it_says_who_is_ahead_and_who_cannot_be_told_apart(run: Path) -> None:
     assert told["Left out"] == ["1 case, whoever restores them: 1 × registration disagrees."]
     assert told["Failed"] == ["&lt;script&gt;alert(1)&lt;/script&gt; 1 of its cases; the reasons stand below."]
     assert any(text.startswith("alike: ssim is −0.") for text in told["Lost structure"])
+
+
+def test_every_metric_has_the_limits_of_its_interval_and_no_half_width(run: Path) -> None:
+    """Intervals of bootstrap-t are not symmetric: the limits in the page are those of summary.csv."""
+    page = run.read_text()
+    table = page.partition('<table class="standings">')[2].partition("</table>")[0]
+    assert "±" not in table
+    with (run.parent / "summary.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["restorer"] != "oracle"]
+    assert len(rows) == 4
+    for row in rows:
+        cell = table.partition(f'data-value="{row["ssim_mean"]}">')[2].partition("</td>")[0]
+        limits = re.search(r"([\d.]+) to ([\d.]+)", cell)
+        assert limits is not None, cell
+        for told, name in zip(limits.groups(), ("ssim_low", "ssim_high"), strict=True):
+            assert abs(float(told) - float(row[name])) <= 0.51 * 10 ** -len(told.partition(".")[2])
 
 
 def test_names_and_reasons_are_shown_and_not_run(run: Path) -> None:

@@ -28,7 +28,7 @@ def compare(
     ] = None,
     restorer: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Only these, separated by commas.", show_default="all"),
+        typer.Option(help="Only these, separated by commas, and that of --against.", show_default="all"),
     ] = None,
     plot: Annotated[
         Optional[Path],  # noqa: UP045
@@ -50,14 +50,14 @@ def compare(
     names = tuple(name.strip() for name in (restorer or "").split(",") if name.strip())
     if restorer is not None and not names:
         raise InputError("--restorer is empty: name two at least, or leave it out")
-    run, comparison = compare_runs(runs, metric, names)
+    run, comparison = compare_runs(runs, metric, names, against)
     pairs = comparison.pairs if against is None else comparison.against(against)
     if plot is not None:
         _draw(plot, run, comparison, pairs)
     if json_:
         typer.echo(json.dumps(as_json(run, comparison, pairs), indent=2, allow_nan=False))
     else:
-        _show(run, comparison, pairs)
+        _show(run, comparison, pairs, "run" if len(runs) == 1 else "runs")
 
 
 def _where(run: "RecordedRun", comparison: "Comparison") -> str:
@@ -83,11 +83,10 @@ def _draw(path: Path, run: "RecordedRun", comparison: "Comparison", pairs: "Sequ
     figures.differences(path, title, label, rows, equivalence_margin(metric))
 
 
-def _show(run: "RecordedRun", comparison: "Comparison", pairs: "Sequence[Pair]") -> None:
+def _show(run: "RecordedRun", comparison: "Comparison", pairs: "Sequence[Pair]", where: str) -> None:
     from rich.console import Console
 
     from sembench.comparison import TOO_FEW_GROUPS, equivalence_margin
-    from sembench.statistics.pairs import smallest_p
 
     console = Console()
     who = "ranked restorers" if comparison.unranked else "restorers"
@@ -99,13 +98,14 @@ def _show(run: "RecordedRun", comparison: "Comparison", pairs: "Sequence[Pair]")
     for notice in comparison.notices:
         console.print(f"notice: {notice}", soft_wrap=True, markup=False)
     if not comparison.separable:
-        groups, tested = _counted(comparison.groups, "group"), _counted(len(comparison.pairs), "pair")
-        least = f"{smallest_p(comparison.groups):.2g}"
-        text = f"{TOO_FEW_GROUPS}: with {groups} no p falls below {least}, and {tested} must be tested"
-        console.print(text, soft_wrap=True)
+        console.print(f"{TOO_FEW_GROUPS}: {comparison.too_few}", soft_wrap=True)
     margin = equivalence_margin(comparison.metric)
     remarks = ["those who share a letter are not told apart"] if comparison.contenders[0].letters else []
     corrected = f"Holm's correction for {_counted(len(comparison.pairs), 'pair')}"
+    if len(comparison.pairs) < comparison.pairs_in_run:
+        which = "shown" if len(pairs) == len(comparison.pairs) else "of those chosen"
+        told = f"{_counted(len(comparison.pairs), 'pair')} {which}, of {comparison.pairs_in_run} in the {where}"
+        corrected = f"by Holm corrected for the {told}: choose before you look"
     remarks.append(f"p: the larger of sign flips of whole groups and bootstrap-t, {corrected}")
     remarks.append("intervals are of each pair alone")
     if margin is not None:

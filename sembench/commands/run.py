@@ -5,10 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from sembench.commands.progress import Progress
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from sembench.comparison import Comparison
     from sembench.execution.records import Record
     from sembench.execution.run import RunPlan
     from sembench.restorer import FitProgress
@@ -149,7 +152,7 @@ def run(
         told = ", ".join(sorted({one.record["restorer"] for one in taken})) or "nothing"
         notes.print(f"reused, {len(taken)} records: {told}", soft_wrap=True, markup=False)
     try:
-        with _progress(notes) as listener:
+        with CaseProgress(notes) as listener:
             records = execute(plan, request, listener, FitReporter(notes), taken)
     except KeyboardInterrupt:
         notes.print(
@@ -187,47 +190,17 @@ def run(
         )
 
 
-class _progress:
-    """Progress of a run: a bar on a terminal, plain lines elsewhere."""
+class CaseProgress(Progress):
+    """Progress of the cases of a run."""
 
     def __init__(self, notes: "Console") -> None:
-        self.notes = notes
+        super().__init__(notes, "starting workers")
         self.done = self.failed = 0
 
-    def __enter__(self) -> "_progress":
-        import time
-
-        self.started = self.reported = time.monotonic()
-        self.bar = None
-        if self.notes.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-                TimeRemainingColumn(), console=self.notes, transient=True,
-            )  # fmt: skip
-            self.bar.start()
-            self.task = self.bar.add_task("starting workers", total=None, rate="")
-        return self
-
     def __call__(self, record: "Record", left: int) -> None:
-        import time
-
         self.done += 1
-        total = self.done + left
         self.failed += record["status"] == "failed"
-        now = time.monotonic()
-        rate = self.done / (now - self.started)
-        text = f"{rate:.1f}/s" + (f", {self.failed} failed" if self.failed else "")
-        if self.bar:
-            self.bar.update(self.task, completed=self.done, total=total, description=record["restorer"], rate=text)
-        elif now - self.reported > 10:
-            self.reported = now
-            self.notes.print(f"{self.done} of {total} ({text}, about {left / rate:.0f} s left): {record['restorer']}")
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar:
-            self.bar.stop()
+        self.show(record["restorer"], self.done, self.done + left, self.failed)
 
 
 class FitReporter:
@@ -286,10 +259,13 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     from rich.markup import escape
 
     from sembench.cases import PHANTOM, STAND_IN
+    from sembench.comparison import TOO_FEW_GROUPS
     from sembench.marks import marks
     from sembench.results import in_stratum, ordering_metric, strata, summarise
 
-    standing = _standing(plan, records)
+    primary = ordering_metric(plan.protocol, plan.metrics).name
+    found = _compared(plan, records)
+    standing = _standing(found)
     marked = {name: ", ".join(mark.short for mark in own) for name, own in marks(plan.rows, records).items()}
     below = [line for line in summary if standing.get(line.row.row_id) == UNRANKED]
     ranked = [line for line in summary if line not in below and line.row.kind != "control"]
@@ -300,19 +276,20 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     console = Console()
     where = f"{plan.protocol.name} v{plan.protocol.version}"
     title = f"{where}: {_counted(records)} of {plan.cases.data}"
-    table = _summary_table(title, summary, shown, standing, marked)
+    table = _summary_table(title, summary, shown, primary, standing, marked)
     if not console.is_terminal:
         console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
     hidden: list[str] = []
     while len(shown) > 1 and Console(width=10_000).measure(table).maximum > console.width:
-        hidden.insert(0, shown.pop())
-        table = _summary_table(title, summary, shown, standing, marked)
+        hidden.insert(0, next(name for name in reversed(shown) if name != primary))
+        shown.remove(hidden[0])
+        table = _summary_table(title, summary, shown, primary, standing, marked)
     console.print(table)
     for stratum in strata(records):
         part = {line.row.row_id: line for line in summarise(plan.rows, in_stratum(records, stratum), plan.metrics)}
         title = f"{where}, {stratum} alone: {_counted(in_stratum(records, stratum))}"
         of_cases = [name for name in shown if name in plan.metrics]
-        console.print(_summary_table(title, [part[line.row.row_id] for line in summary], of_cases))
+        console.print(_summary_table(title, [part[line.row.row_id] for line in summary], of_cases, primary))
     if hidden:
         console.print(f"for want of width without {', '.join(hidden)}: see summary.csv", style="dim", soft_wrap=True)
     reasons = {record["case"]: record["reason"] for record in records if record["status"] == "left_out"}
@@ -322,7 +299,7 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
     for case, alignment in aligned.items():
         for warning in alignment.get("warnings", ()):
             console.print(f"[yellow]warning:[/] {escape(f'{case}: {warning}')}", soft_wrap=True)
-    remarks = ["mean and half width of the 95 % interval over groups"]
+    remarks = _of_intervals(summary, shown, primary)
     if plan.protocol.scope == "set":
         remarks = ["mean and standard deviation over the seeds of KMeans; one set of tiles, so no interval"]
     if "psnr_matched" in shown:
@@ -331,9 +308,10 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
         remarks.append("unbiased roughness is void after a denoiser")
     if "invented_structure" in shown:
         remarks.append("invented_structure: of a flat field with the cases' noise, 0 flat, 1 as the input, not ranked")
-    if standing:
-        primary = ordering_metric(plan.protocol, plan.metrics).name
+    if found and found.separable:
         remarks.append(f"letters: on {primary}, those who share one are not told apart")
+    elif found:
+        remarks.append(f"{TOO_FEW_GROUPS}: {found.too_few}, so nothing can be told apart on {primary}")
     if below:
         remarks.append("unranked: no value on more than a tenth of the cases, so the mean is of other cases")
     if any(line.undefined[name] for line in summary for name in shown):
@@ -351,26 +329,50 @@ def _show_summary(plan: "RunPlan", summary: "list[SummaryRow]", records: "list[R
 
 def _counted(records: "list[Record]") -> str:
     """How many cases in how many groups were scored, and how many were left out."""
+    from sembench.pages.numbers import counted
+
     for record in records:
         if "tiles" in record:
             return f"{record['tiles']} tiles in {record['tile_groups']} groups"
     scored = {record["case"]: record["group"] for record in records if record["status"] != "left_out"}
     left_out = len({record["case"] for record in records if record["status"] == "left_out"})
-    text = f"{len(scored)} cases in {len(set(scored.values()))} groups"
+    text = f"{counted(len(scored), 'case')} in {counted(len(set(scored.values())), 'group')}"
     return f"{text} ({left_out} left out)" if left_out else text
 
 
-def _standing(plan: "RunPlan", records: "list[Record]") -> dict[str, str]:
-    """Row id -> compact letters of each ranked restorer, UNRANKED for others; nothing where none can be compared."""
+def _of_intervals(summary: "list[SummaryRow]", shown: list[str], primary: str) -> list[str]:
+    """What the numbers of the table are, and where the intervals are that it does not show."""
+
+    def has_interval(name: str) -> bool:
+        return any(interval.low is not None for line in summary if (interval := line.metrics[name]))
+
+    if has_interval(primary):
+        told = [f"mean, in brackets the 95 % interval of {primary} over groups"]
+    else:
+        reasons = {interval.method for line in summary if (interval := line.metrics[primary])}
+        told = ["mean", *(f"no interval of {primary}: {reason}" for reason in sorted(reasons))]
+    if any(name != primary and has_interval(name) for name in shown):
+        told.append("those of the other metrics are in summary.csv and report.html")
+    return told
+
+
+def _compared(plan: "RunPlan", records: "list[Record]") -> "Comparison | None":
+    """The restorers by the metric that orders them; None where they cannot be compared."""
     from sembench.comparison import compare_rows
     from sembench.errors import InputError
     from sembench.results import ordering_metric
 
     if plan.protocol.scope == "set":
-        return {}
+        return None
     try:
-        found = compare_rows(plan.rows, records, ordering_metric(plan.protocol, plan.metrics))
+        return compare_rows(plan.rows, records, ordering_metric(plan.protocol, plan.metrics))
     except InputError:
+        return None
+
+
+def _standing(found: "Comparison | None") -> dict[str, str]:
+    """Row id -> compact letters of each ranked restorer, UNRANKED for others; nothing where none can be compared."""
+    if found is None:
         return {}
     letters = {contender.row_id: contender.letters for contender in found.contenders}
     return letters | {out.row_id: UNRANKED for out in found.unranked}
@@ -380,6 +382,7 @@ def _summary_table(
     title: str,
     summary: "list[SummaryRow]",
     shown: list[str],
+    primary: str,
     standing: dict[str, str] | None = None,
     marked: dict[str, str] | None = None,
 ) -> "Table":
@@ -387,8 +390,10 @@ def _summary_table(
     from rich.table import Table
 
     from sembench.comparison import row_labels
+    from sembench.pages.numbers import decimals
     from sembench.registry import METRICS, plugin
 
+    places = decimals(line.metrics[primary] for line in summary if line.row.kind != "control")
     labels = row_labels([line.row for line in summary])
     beside = {"letters": standing, "marks": marked}
     table = Table(title=title, title_justify="left", header_style="bold")
@@ -410,7 +415,7 @@ def _summary_table(
         table.add_row(
             f"[dim]{name} (control)[/]" if line.row.kind == "control" else name,
             *(escape(own.get(line.row.row_id, "")) for own in beside.values() if own),
-            *(_cell(line, name) for name in shown),
+            *(escape(_cell(line, name, places if name == primary else None)) for name in shown),
             str(line.failed) if line.failed else "",
             "" if line.seconds is None else f"{line.seconds:.2f}",
             end_section=following != line.row.kind,
@@ -418,15 +423,17 @@ def _summary_table(
     return table
 
 
-def _cell(line: "SummaryRow", name: str) -> str:
+def _cell(line: "SummaryRow", name: str, places: int | None) -> str:
+    """A mean; places: the decimals of the limits that stand beside it, or None."""
     interval = line.metrics[name]
     crosses = f"{line.undefined[name]}✗" if line.undefined[name] else ""
     if interval is None:
         return crosses or "–"
     digits = 3 if abs(interval.mean) < 2 else 2
-    text = f"{interval.mean:.{digits}f}"
-    if interval.low is not None and interval.high is not None:
-        text += f" ±{(interval.high - interval.low) / 2:.{digits}f}"
+    limits = places is not None and interval.low is not None and interval.high is not None
+    text = f"{interval.mean:.{max(digits, places) if places is not None and limits else digits}f}"
+    if limits:
+        text += f" [{interval.low:.{places}f}, {interval.high:.{places}f}]"
     spread = line.metrics.get(f"{name}_spread")
     if spread is not None:
         text += f" ±{spread.mean:.{digits}f}"

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from sembench.commands.progress import Progress
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -45,6 +47,8 @@ def verify(
     import secrets
     from dataclasses import asdict
 
+    from rich.console import Console
+
     from sembench.errors import CheckError, InputError
     from sembench.leaderboard.claims import Depth
     from sembench.leaderboard.submission import review
@@ -55,13 +59,14 @@ def verify(
         raise InputError("--submission and --base: give one of them, both say what TARGET is compared with")
     seed = secrets.randbelow(10**6) if seed is None else seed
     again = restore if restore is not None else int(not (submission or base or is_leaderboard(target)))
-    depth = Depth(sample, again, seed, tuple(images or ()))
     changes: tuple[Change, ...] = ()
-    if submission is not None or base is not None:
-        found = review(submission or target, base or target, depth, whole=submission is None)
-        findings, changes = found.findings, found.changes
-    else:
-        findings = tuple(verify_target(target, depth))
+    with StepProgress(Console(stderr=True, highlight=False), "reading") as listener:
+        depth = Depth(sample, again, seed, tuple(images or ()), listener)
+        if submission is not None or base is not None:
+            found = review(submission or target, base or target, depth, whole=submission is None)
+            findings, changes = found.findings, found.changes
+        else:
+            findings = tuple(verify_target(target, depth))
     if json_:
         told: dict[str, Any] = {"target": str(target), "seed": seed}
         told["findings"] = [asdict(finding) for finding in findings]
@@ -73,6 +78,16 @@ def verify(
     failed = [finding for finding in findings if finding.outcome == "failed"]
     if failed:
         raise CheckError(f"{target}: {len(failed)} of {len(findings)} findings are wrong, the first: {failed[0].told}")
+
+
+class StepProgress(Progress):
+    """Progress of one step of verification after another."""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if done:
+            self.show(what, done, total)
+        else:
+            self.begin(what, total)
 
 
 def show(findings: "Iterable[Finding]", seed: int) -> None:

@@ -6,11 +6,11 @@ import random
 import tempfile
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from sembench.leaderboard.eligibility import find_state, refusals, row_refusals,
 from sembench.leaderboard.ranking import protocol_of
 from sembench.micrograph import read_grid_png
 from sembench.protocol import Protocol, load
-from sembench.registry import PROTOCOLS, MethodTarget, find_method, needs_of, plugin, plugins
+from sembench.registry import PROTOCOLS, RESTORERS, MethodTarget, find_method, needs_of, plugin, plugins
 
 Outcome = Literal["proven", "failed", "not proven"]
 SHOWN = 5
@@ -34,6 +34,11 @@ SHOWN = 5
 
 GRAY_TOLERANCE = 0.05
 """Root mean square difference in gray levels that an image restored again in another environment may have."""
+
+Listener = Callable[[str, int, int], None]
+"""Is told what is being done, how many things of it are done (none where it begins), and of how many."""
+
+T = TypeVar("T")
 
 STATUSES = ("ok", "failed", "left_out")
 
@@ -52,13 +57,23 @@ class Finding:
 class Depth:
     """How much is made again: cases scored anew, cases restored anew (each for every row), drawn by a seed.
 
-    images: further folders in which restored images may lie, each laid out as a run.
+    images: further folders in which restored images may lie, each laid out as a run. listener: is told how far it is.
     """
 
     sample: int = 3
     restore: int = 1
     seed: int = 0
     images: tuple[Path, ...] = ()
+    listener: Listener | None = field(default=None, repr=False, compare=False)
+
+    def counted(self, what: str, things: Iterable[T], total: int) -> Iterator[T]:
+        """The things one by one, the listener being told of each."""
+        if self.listener and total:
+            self.listener(what, 0, total)
+        for done, thing in enumerate(things, 1):
+            yield thing
+            if self.listener:
+                self.listener(what, done, total)
 
 
 Told = tuple[Outcome, str]
@@ -137,6 +152,16 @@ def _shortened(told: Sequence[Told]) -> list[Told]:
     return [*short, *dict.fromkeys(one for one in told if one[0] != "failed")]
 
 
+def _few(names: Sequence[str]) -> str:
+    """The first few names, then how many more there are."""
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _rows(number: int) -> str:
+    return f"{number} row" if number == 1 else f"{number} rows"
+
+
 def check_protocol(claim: Claim) -> list[Told]:
     """The protocol told is of the digest told, and is the one that is installed and released under its name."""
     told, protocol = claim.run.description["protocol_digest"], claim.protocol
@@ -184,7 +209,7 @@ def check_data(claim: Claim) -> list[Told]:
     counts = Counter(record["row"] for record in claim.run.records)
     short = {row.row_id: counts[row.row_id] for row in claim.run.rows if counts[row.row_id] < len(groups)}
     if short:
-        few = ", ".join(f"{name} {count}" for name, count in list(short.items())[:SHOWN])
+        few = _few([f"{name} {count}" for name, count in short.items()])
         outcome: Outcome = "failed" if claim.published else "not proven"
         return [(outcome, f"digest {told[:8]}, but not every row has all {len(groups)} cases: {few}")]
     return [("proven", f"{plan.data}, digest {told[:8]}, all {len(groups)} cases for every row")]
@@ -254,11 +279,15 @@ def _misdeclared(row: Row, method: MethodTarget, fit: Mapping[str, Any] | None, 
 
 def _installed(row: Row, described: Mapping[str, Any]) -> MethodTarget | str:
     """The installed method that a row is of, or why there is none."""
+    if described.get("source_sha256"):
+        return f"restorer {row.name} is a file (FILE.py:Class) that is not at hand"
+    if row.name not in plugins(RESTORERS):
+        return f"restorer {row.name} is not installed here"
     try:
         method = find_method(row.name)
     except InputError as error:
         return f"restorer {row.name} is not at hand: {error}"
-    if method.cls.version != described.get("version") or described.get("source_sha256"):
+    if method.cls.version != described.get("version"):
         return f"restorer {row.name} is of version {method.cls.version} here, the row of {described.get('version')}"
     try:
         settings = method.cls.Settings(**row.settings)
@@ -328,7 +357,7 @@ def check_images(claim: Claim) -> list[Told]:
     """Every restored image at hand has the SHA-256 of its record."""
     told: list[Told] = []
     found = 0
-    for record in claim.solved:
+    for record in claim.depth.counted("images", claim.solved, len(claim.solved)):
         path = claim.stored(record)
         if path is None:
             continue
@@ -394,7 +423,8 @@ def check_scores(claim: Claim) -> list[Told]:
         return [("not proven", "no stored image at hand" if drawn else "no case was drawn")]
     tasks = [recompute.Scoring(specs[r["case"]], claim.stored(r) or Path(), artefact(r)[1]) for r in records]
     job = recompute.prepare_job(claim.protocol, Path())
-    return _compared(claim, records, recompute.score_again(job, tasks), recompute.by_metric, "scored")
+    found = claim.depth.counted("scores again", recompute.score_again(job, tasks), len(tasks))
+    return _compared(claim, records, list(found), recompute.by_metric, "scored")
 
 
 def check_restoration(claim: Claim) -> list[Told]:
@@ -405,22 +435,17 @@ def check_restoration(claim: Claim) -> list[Told]:
     drawn = claim.drawn(claim.depth.restore, "restore")
     if not drawn:
         return [("not proven", "no case was to be restored again")]
-    told: list[Told] = []
-    rows: dict[str, Row] = {}
-    states: dict[str, tuple[Path, str]] = {}
-    for row in claim.run.rows:
-        problem = _unready(claim, row, states)
-        if problem:
-            told.append(("not proven", problem))
-        else:
-            rows[row.row_id] = replace(row, target=row.name)
+    rows, states, told = _ready(claim)
+    if claim.flat and told:
+        told = [("not proven", f"{_rows(len(claim.run.rows) - len(rows))} cannot be restored again, see restoration")]
     records = [r for r in claim.solved if r["case"] in drawn and r["case"] in specs and r["row"] in rows]
     records.sort(key=lambda record: record["case"])
     if not records:
         return told or [("not proven", "no case that was solved was drawn")]
     with tempfile.TemporaryDirectory() as folder:
         job = recompute.prepare_job(claim.protocol, Path(folder), states)
-        found = recompute.restore_again(job, [(rows[r["row"]], specs[r["case"]]) for r in records])
+        tasks = [(rows[r["row"]], specs[r["case"]]) for r in records]
+        found = list(claim.depth.counted("restoring again", recompute.restore_again(job, tasks), len(tasks)))
         told += _compared(claim, records, found, recompute.after_restoring, "restored")
         told += _other_pixels(claim, records, found, Path(folder))
     return told
@@ -433,8 +458,7 @@ def check_flat_fields(claim: Claim) -> list[Told]:
     told: list[Told] = []
     rows = {row.row_id for row in claim.run.rows} - {record["row"] for record in claim.run.flat}
     if rows:
-        few = ", ".join(sorted(rows)[:SHOWN]) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
-        told.append(("not proven", f"no flat field was shown to {few}"))
+        told.append(("not proven", f"no flat field was shown to {_few(sorted(rows))}"))
     if not claim.run.flat:
         return told
     part = replace(claim, run=replace(claim.run, records=claim.run.flat), flat=True)
@@ -462,16 +486,31 @@ def _specs(claim: Claim) -> dict[str, CaseSpec] | str:
     return {spec.case_id: spec for spec in plan.specs}
 
 
-def _unready(claim: Claim, row: Row, states: dict[str, tuple[Path, str]]) -> str | None:
-    """Why a row's restorer cannot restore here; its state, if it has one, is added to the states."""
-    described = claim.described[row.row_id]
-    method = _installed(row, described)
-    if isinstance(method, str):
-        return method
+def _ready(claim: Claim) -> tuple[dict[str, Row], dict[str, tuple[Path, str]], list[Told]]:
+    """The rows that can be restored here, their states, and why others cannot."""
+    rows: dict[str, Row] = {}
+    states: dict[str, tuple[Path, str]] = {}
+    told: list[Told] = []
+    unlike: list[str] = []
+    for row in claim.run.rows:
+        method = _installed(row, claim.described[row.row_id])
+        if isinstance(method, str):
+            unlike.append(row.name)
+        elif problem := _unready(claim, row, method, states):
+            told.append(("not proven", problem))
+        else:
+            rows[row.row_id] = replace(row, target=row.name)
+    if unlike:
+        told.append(("not proven", f"{_rows(len(unlike))} cannot be restored again, see identity: {_few(unlike)}"))
+    return rows, states, told
+
+
+def _unready(claim: Claim, row: Row, method: MethodTarget, states: dict[str, tuple[Path, str]]) -> str | None:
+    """Why an installed restorer cannot restore a row here; its state, if it has one, is added to the states."""
     needs = needs_of(method, method.cls.Settings(**row.settings))
     if needs:
         return f"restorer {row.name} is unavailable here: {needs[0]}"
-    fit = described.get("fit")
+    fit = claim.described[row.row_id].get("fit")
     if fit:
         path = find_state(row.name, fit.get("state_sha256"), claim.folders)
         if path is None:

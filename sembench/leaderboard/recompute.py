@@ -30,23 +30,22 @@ class Scoring:
     sha256: str
 
 
-def score_again(job: Job, tasks: Iterable[Scoring]) -> list[Record]:
+def score_again(job: Job, tasks: Iterable[Scoring]) -> Iterable[Record]:
     """The scores of each stored image, with the digests of what it was scored against, or why there are none."""
     return in_worker(job, rescore, [(task.spec, task.stored, task.sha256) for task in tasks])
 
 
-def restore_again(job: Job, tasks: Iterable[tuple[Row, CaseSpec]]) -> list[Record]:
+def restore_again(job: Job, tasks: Iterable[tuple[Row, CaseSpec]]) -> Iterable[Record]:
     """The record of each case restored anew; the images go into the job's folder."""
     return in_worker(job, solve, list(tasks))
 
 
-def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[Any, ...]]) -> list[Record]:
-    """What the function gives for each task, in a process apart under the protocol's time limit."""
+def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[Any, ...]]) -> Iterable[Record]:
+    """What the function gives for each task in turn, in a process apart under the protocol's time limit."""
     import multiprocessing
 
     from pebble import ProcessExpired, ProcessPool
 
-    found = []
     with one_thread():
         context = multiprocessing.get_context("spawn")
         pool = ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,))
@@ -55,16 +54,16 @@ def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[A
                 futures = [pool.schedule(function, args=task, timeout=job.protocol.time_limit_s) for task in tasks]
             for future in futures:
                 try:
-                    found.append(future.result())
+                    record: Record = future.result()
                 except (ProcessExpired, BrokenProcessPool, FutureTimeout) as error:
-                    found.append(failure(f"its worker was lost: {type(error).__name__}"))
+                    record = failure(f"its worker was lost: {type(error).__name__}")
+                yield record
             pool.close()
         except BaseException:
             pool.stop()
             raise
         finally:
             pool.join()
-    return found
 
 
 def disagreement(recorded: Record, found: Record, tolerance: Callable[[str, float], float]) -> str | None:

@@ -11,7 +11,6 @@ from sembench.pages.crosses import MOST_REASONS
 from sembench.pages.numbers import counted, fixed, signed
 from sembench.pages.standings import sharing
 from sembench.statistics import Interval
-from sembench.statistics.pairs import smallest_p
 
 Sentences = list[tuple[str, list[str]]]
 
@@ -67,9 +66,7 @@ def _standing(comparison: Comparison) -> Sentences:
         mean = f"{metric.name} {_between(first.mean, unit)} on {where}"
         told.append(("Best mean", [f"{first.name}: {mean}; established to be better than {which}."]))
     if not comparison.separable:
-        least = f"with {counted(comparison.groups, 'group')} no p falls below {smallest_p(comparison.groups):.2g}"
-        tests = f"{counted(len(comparison.pairs), 'pair')} must be tested"
-        told.append(("Not told apart", [f"Any of them, whatever the means: {least}, and {tests}."]))
+        told.append(("Not told apart", [f"Any of them, whatever the means: {comparison.too_few}."]))
     else:
         tied = [_listed(names) for names in sharing({one.name: one.letters for one in contenders}) if len(names) > 1]
         told.append(("Not told apart", [f"{names}." for names in tied] or ["None: every pair is told apart."]))
