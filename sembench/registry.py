@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ RESTORERS = "sembench.restorers"
 METRICS = "sembench.metrics"
 DATASETS = "sembench.datasets"
 PROTOCOLS = "sembench.protocols"
+
+OWN = "sembench"
+"""The distribution whose one package of restorers holds many methods."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +85,15 @@ def plugin(group: str, name: str) -> Plugin:
 
 @dataclass(frozen=True)
 class MethodTarget:
-    """A restorer or control as the user named it: its short name, its class and the digest of its file, if any."""
+    """A restorer or control as the user named it: its short name, its class and the digest of its file, if any.
+
+    distribution: that brings it, empty for a file.
+    """
 
     name: str
     cls: Any
     source_sha256: str | None
+    distribution: str = ""
 
 
 def find_method(target: str) -> MethodTarget:
@@ -94,7 +101,8 @@ def find_method(target: str) -> MethodTarget:
     file, _, attribute = target.rpartition(":") if ".py:" in target else (target, "", "")
     if file.endswith(".py"):
         return _method_from_file(Path(file), attribute)
-    return MethodTarget(target, _checked(plugin(RESTORERS, target).load(), target), None)
+    found = plugin(RESTORERS, target)
+    return MethodTarget(target, _checked(found.load(), target), None, found.distribution)
 
 
 def _checked(cls: Any, target: str) -> Any:
@@ -133,6 +141,46 @@ def _method_from_file(file: Path, attribute: str) -> MethodTarget:
     if not hasattr(module, attribute):
         raise InputError(f"{file}: has no class {attribute!r}: {suggestion(attribute, here)}")
     return MethodTarget(attribute, _checked(getattr(module, attribute), f"{file}:{attribute}"), digest)
+
+
+def code_digest(method: MethodTarget) -> str | None:
+    """SHA-256 by which a change of a method's code shows; None where its files cannot be read.
+
+    Of FILE.py that of the file. Of an installed method that of its module's file, or of all .py files of its package,
+    by relative path; of a method of sembench's own, of its subpackage. What these import from elsewhere is not in it.
+    """
+    if method.source_sha256 is not None:
+        return method.source_sha256
+    names = method.cls.__module__.split(".")
+    for count in range(2 if method.distribution == OWN else 1, len(names) + 1):
+        module = sys.modules.get(".".join(names[:count]))
+        file = getattr(module, "__file__", None)
+        if file is None:
+            continue
+        try:
+            return _package_digest(Path(file).parent) if hasattr(module, "__path__") else _file_digest(Path(file))
+        except OSError:
+            return None
+    return None
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _package_digest(folder: Path) -> str:
+    digests = {file.relative_to(folder).as_posix(): _file_digest(file) for file in folder.rglob("*.py")}
+    return hashlib.sha256("".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode()).hexdigest()
+
+
+def brought_by(method: MethodTarget) -> str:
+    """Name and version of the distribution that brings a method, `sembench-nlm 0.1.0`; empty for a file or sembench."""
+    if method.distribution in ("", OWN):
+        return ""
+    try:
+        return f"{method.distribution} {version(method.distribution)}"
+    except PackageNotFoundError:
+        return method.distribution
 
 
 def resolve_settings(method: MethodTarget, given: Mapping[str, Any] | None, degradation: str = "none") -> Any:

@@ -62,8 +62,15 @@ class Method:
 
     kind: ClassVar[str]
     licence: ClassVar[str] = "Apache-2.0"
+    """Licence under which the method, and the weights that it uses, may be used: an SPDX name where there is one."""
     citation: ClassVar[str] = ""
+    """What to cite: author, title, year, DOI or address; empty where there is nothing."""
     version: ClassVar[int] = 1
+    """To be raised by one whenever results change: rows of another version are other rows.
+
+    Records of equal version are taken to be of equal code and are kept; where the code was changed all the same, a run
+    only says so.
+    """
     expected_failures: ClassVar["Mapping[str, str]"] = MappingProxyType({})
     """Checks of `sembench check` that are known to fail, each with its reason; one that passes all the same is told."""
 
@@ -85,7 +92,12 @@ class Method:
 
     @classmethod
     def needs(cls, settings: Any) -> list[Need]:
-        """Weights or extras that are missing here; an empty list says that the method can run."""
+        """Weights or packages that are missing here; an empty list says that the method can run.
+
+        Asked before anything is run, on a machine that may lack them: look with `importlib.util.find_spec("pywt")` and
+        import inside `restore`. `[Need("PyWavelets", "not installed", "pip install PyWavelets")]` is such a list. What
+        a package requires in its pyproject.toml need not be named.
+        """
         return []
 
 
@@ -116,7 +128,11 @@ class Restorer(Method):
     """Gray levels by which an image restored in tiles of `tile_overlap` may differ from one restored as a whole."""
 
     def tile_overlap(self) -> int | None:
-        """Surroundings (px) on which a restored pixel depends, so that it may be cut into tiles; None: never cut."""
+        """Surroundings (px) on which a restored pixel depends, so that an image may be cut into tiles; None: never cut.
+
+        A method of which a pixel depends on the whole image, as by an estimate of its noise or its spectrum, leaves
+        this as it is.
+        """
         return None
 
     @classmethod

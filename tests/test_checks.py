@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -274,6 +276,72 @@ def test_a_method_that_breaks_one_promise_fails_that_check_alone(
 def test_other_ways_to_break_a_promise(name: str, folder: Path) -> None:
     results = check_restorer(f"{folder}/methods.py:{name}")
     assert outcomes(results, "failed") == {MORE[name][0]}, why(results)
+
+
+def needs_told(target: str) -> str:
+    return why(check_restorer(target, only=["needs_honest"]))
+
+
+@pytest.mark.skipif(find_spec("pywt") is None, reason="needs PyWavelets, which nothing requires")
+def test_a_package_that_another_one_asks_for_is_named_with_what_to_do(tmp_path: Path) -> None:
+    """scikit-image says in a sentence that PyWavelets is missing; the ImportError itself names no module."""
+    body = """
+    def changed(self, image):
+        from skimage.restoration import denoise_wavelet
+
+        return np.clip(255 * denoise_wavelet(image / 255), 0, 255).astype(np.float32)
+"""
+    code = f'{BASE}\n\nclass Wavelet(Good):\n    """Thresholds wavelets."""\n{body}'
+    (tmp_path / "wavelet.py").write_text(code, encoding="utf-8")
+    told = needs_told(f"{tmp_path}/wavelet.py:Wavelet")
+    assert "pywt (PyWavelets) is imported, through skimage, and sembench does not require it" in told
+    for advice in (
+        "from sembench.restorer import Need",
+        "@classmethod def needs(cls, settings) -> list[Need]",
+        "Need('PyWavelets', 'not installed', 'pip install PyWavelets')",
+    ):
+        assert advice in told
+
+    information = tmp_path / "sembench_wavelet-0.1.0.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: sembench-wavelet\nVersion: 0.1.0\n")
+    (information / "entry_points.txt").write_text("[sembench.restorers]\nwavelet = wavelet:Wavelet\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "sembench", "check", "wavelet", "--only", "needs_honest"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert (
+        "pywt (PyWavelets) is imported, through skimage, and the pyproject.toml of sembench-wavelet does not require "
+        "it: add 'PyWavelets' to its `dependencies` and install it again"
+    ) in done.stdout
+
+
+def test_what_is_imported_and_not_installed_is_told_as_such(tmp_path: Path) -> None:
+    bodies = {
+        "Absent": "import surely_not_there\n        return image",
+        "Partial": "from numpy import surely_not_there\n        return image",
+        "Says": "raise ImportError('the licence dongle is not plugged in')",
+    }
+    code = BASE + "".join(
+        f'\n\nclass {name}(Good):\n    """Lacks something."""\n\n    def changed(self, image):\n        {body}\n'
+        for name, body in bodies.items()
+    )
+    (tmp_path / "lacking.py").write_text(code, encoding="utf-8")
+    told = {name: needs_told(f"{tmp_path}/lacking.py:{name}") for name in bodies}
+    assert "surely_not_there is imported and is not installed here" in told["Absent"]
+    assert "surely_not_there" in told["Partial"]
+    assert "the licence dongle is not plugged in" in told["Says"]
+    assert all("needs()" in text for text in told.values())
+
+
+def test_a_method_that_looks_at_the_whole_image_is_told_not_to_tile(folder: Path) -> None:
+    results = check_restorer(f"{folder}/methods.py:Breaks_tiling_seamless", only=["tiling_seamless"])
+    assert "leave tile_overlap out" in why(results)
+    assert "whole image" in why(results)
 
 
 def test_an_import_that_asks_the_network_is_caught_even_if_it_hides_it(folder: Path) -> None:

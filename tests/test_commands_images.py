@@ -261,6 +261,26 @@ def test_restore_folder_goes_on_after_a_failure(methods: Path, tmp_path: Path) -
     assert isinstance(run(*arguments).exception, CasesFailed)
 
 
+def test_restore_says_how_many_files_it_replaced(methods: Path, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        mg.write(tmp_path / "in" / f"{name}.png", np.full((40, 40), 250.0 if name == "c" else 7.0))
+    output, pictures = tmp_path / "out", tmp_path / "pictures"
+    arguments = ["restore", tmp_path / "in", "-o", output, "--picture", pictures]
+    assert "replaced" not in succeed(*arguments, "--restorer", f"{methods}:Brighter").stderr
+    (output / "b.tif").unlink()
+    result = run(*arguments, "--restorer", f"{methods}:Faulty", "--json")
+    assert isinstance(result.exception, CasesFailed), "c fails: what stood there before is left"
+    (said,) = [line for line in result.stderr.splitlines() if "replaced" in line]
+    assert said.startswith("notice: 3 files that were there before were replaced, ")
+    assert str(output / "a.tif") in said, "with its picture, and that of b"
+    names = [[Path(path).name for path in image.get("replaced", [])] for image in json.loads(result.stdout)["images"]]
+    assert names == [["a.tif", "a.png"], ["b.png"], []]
+    assert np.all(mg.read(output / "a.tif").pixels == 7)
+    one = ["restore", tmp_path / "in" / "a.png", "--restorer", f"{methods}:Brighter", "-o", tmp_path / "one.tif"]
+    assert "replaced" not in succeed(*one).stderr
+    assert f"notice: 1 file that was there before was replaced: {tmp_path / 'one.tif'}\n" in succeed(*one).stderr
+
+
 def test_restore_folder_without_failure(methods: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         mg.write(tmp_path / "in" / f"{name}.png", np.full((40, 40), 7.0))

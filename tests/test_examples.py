@@ -1,7 +1,9 @@
 """The examples run as they stand: the plugin in an environment of its own, and what wraps a model or a program."""
 
+import importlib.util
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -19,7 +21,7 @@ from sembench.checks import check_restorer
 from sembench.checks.subject import scene
 from sembench.errors import InputError
 from sembench.optics import airy_psf
-from sembench.registry import load_method
+from sembench.registry import find_method, load_method, needs_of
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -90,6 +92,27 @@ def test_the_plugin_installs_is_listed_checked_tested_and_run(
 def test_the_plugin_keeps_the_contract_without_being_installed() -> None:
     folder = EXAMPLES / "plugin" / "src" / "sembench_sharpen"
     assert failures(check_restorer(f"{folder / 'restorer.py'}:Sharpen")) == []
+
+
+def test_the_plugin_shows_what_a_row_is_told_apart_and_credited_by() -> None:
+    cls = find_method(f"{EXAMPLES / 'plugin' / 'src' / 'sembench_sharpen' / 'restorer.py'}:Sharpen").cls
+    assert {"version", "licence", "citation"} <= vars(cls).keys()
+    assert cls.citation
+
+
+def test_the_needs_of_the_tutorial_are_told_where_a_package_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The class of the tutorial as it stands there."""
+    text = (EXAMPLES / "plugin" / "README.md").read_text(encoding="utf-8")
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "def needs" in block)
+    (tmp_path / "wavelet.py").write_text(code, encoding="utf-8")
+    method = find_method(f"{tmp_path / 'wavelet.py'}:Wavelet")
+    settings = method.cls.Settings()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert needs_of(method, settings) == ["PyWavelets: not installed; pip install PyWavelets"]
+    monkeypatch.undo()
+    assert failures(check_restorer(f"{tmp_path / 'wavelet.py'}:Wavelet")) == []
 
 
 def test_a_torchscript_file(tmp_path: Path) -> None:

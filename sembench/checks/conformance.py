@@ -349,10 +349,7 @@ def needs_honest(subject: Subject) -> None:
     if found["broken"] and not found["missing"]:
         raise CheckSkipped("it cannot be imported in a fresh process: mend what `import_light` tells first")
     if found["missing"] and not found["needs"]:
-        raise CheckFailed(
-            f"without the package {found['missing']!r} it ends in ImportError and needs() tells nothing: import it "
-            "inside restore and name it in needs(), or require it in pyproject.toml"
-        )
+        raise CheckFailed(subject.lack())
 
 
 @check
@@ -374,7 +371,8 @@ def tiling_seamless(subject: Subject) -> None:
     if not apart <= subject.cls.tile_tolerance:
         raise CheckFailed(
             f"tiles that overlap by {overlap} px differ from the whole by {apart:.3g} gray levels, stated are "
-            f"{subject.cls.tile_tolerance:g}: widen tile_overlap, raise tile_tolerance, or return None"
+            f"{subject.cls.tile_tolerance:g}: widen tile_overlap or raise tile_tolerance; where a pixel depends on the "
+            "whole image, as by an estimate of its noise, leave tile_overlap out (or return None): it is never cut then"
         )
 
 

@@ -3,9 +3,10 @@
 import importlib
 import importlib.util
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -32,26 +33,44 @@ def locate(place: dict[str, str]) -> MethodTarget:
 
 
 class _Hiding:
-    """The finder of modules on the path, to which some packages are not there."""
+    """The finder of modules on the path, to which some packages are not there.
+
+    asked: hidden package -> the package that asked for it, the last one.
+    """
 
     def __init__(self, hidden: Iterable[str]) -> None:
         self.hidden = frozenset(hidden)
+        self.asked: dict[str, str] = {}
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        if name.partition(".")[0] in self.hidden:
+        package = name.partition(".")[0]
+        if package in self.hidden:
+            self.asked[package] = _asking(sys._getframe(1))
             return None
         return PathFinder.find_spec(name, path, target)
 
     find_distributions = staticmethod(PathFinder.find_distributions)
 
 
+def _asking(frame: FrameType | None) -> str:
+    """The package whose code imports: that of the first frame which is not of the import system itself."""
+    while frame is not None:
+        package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if package not in ("importlib", "_frozen_importlib", "_frozen_importlib_external"):
+            return package
+        frame = frame.f_back
+    return ""
+
+
 def import_and_restore(place: dict[str, str], settings: dict[str, Any], hidden: list[str]) -> dict[str, Any]:
     """What importing the method, asking its needs and restoring an image did where packages are hidden.
 
-    Returns broken (why it cannot be imported), missing (the package whose absence broke import or restoration), torch
-    (whether importing it imported torch), network (hosts that it asked for), needs (what it says is missing).
+    Returns broken (why it cannot be imported), missing (the package whose absence broke import or restoration, where
+    that is known, else what the error says), why (what the error says), asked (hidden package -> the package that asked
+    for it), torch (whether importing it imported torch), network (hosts that it asked for), needs (what it says is
+    missing).
     """
-    found: dict[str, Any] = {"broken": None, "missing": None, "torch": False, "network": [], "needs": []}
+    found: dict[str, Any] = {"broken": None, "missing": None, "why": "", "torch": False, "network": [], "needs": []}
     importing = True
 
     def listen(event: str, words: tuple[Any, ...]) -> None:
@@ -63,11 +82,13 @@ def import_and_restore(place: dict[str, str], settings: dict[str, Any], hidden: 
             raise OSError("sembench check allows no network on import")
 
     sys.addaudithook(listen)
-    sys.meta_path[:] = [_Hiding(hidden) if finder is PathFinder else finder for finder in sys.meta_path]
+    hiding = _Hiding(hidden)
+    sys.meta_path[:] = [hiding if finder is PathFinder else finder for finder in sys.meta_path]
+    found["asked"] = hiding.asked
     try:
         method = locate(place)
     except BaseException as error:
-        found |= {"broken": _told(error), "missing": _missing(error)}
+        found |= {"broken": _told(error), **_missing(error, hiding.hidden)}
         return found
     finally:
         importing = False
@@ -78,17 +99,23 @@ def import_and_restore(place: dict[str, str], settings: dict[str, Any], hidden: 
         if not found["needs"] and method.cls.kind == "restorer":
             method.cls(resolved).restore(np.full((SMALLEST_SIDE + 8,) * 2, 100, np.float32))
     except BaseException as error:
-        found["missing"] = _missing(error)
+        found |= _missing(error, hiding.hidden)
     return found
 
 
-def _missing(error: BaseException | None) -> str | None:
-    """The package whose absence is an error, or what it comes from."""
-    while error is not None:
-        if isinstance(error, ImportError):
-            return error.name or str(error)
+def _missing(error: BaseException | None, hidden: Collection[str]) -> dict[str, Any]:
+    """The package whose absence is an error, or what it comes from; a hidden one before what the error itself names."""
+    while error is not None and not isinstance(error, ImportError):
         error = error.__cause__
-    return None
+    if error is None:
+        return {}
+    why = " ".join(str(error).split())[:300]
+    origin: BaseException | None = error
+    while origin is not None:
+        if isinstance(origin, ImportError) and (package := (origin.name or "").partition(".")[0]) in hidden:
+            return {"missing": package, "why": why}
+        origin = origin.__cause__ or origin.__context__
+    return {"missing": error.name or why, "why": why}
 
 
 def _told(error: BaseException) -> str:

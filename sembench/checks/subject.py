@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import json
 import random
@@ -257,6 +258,49 @@ class Subject:
     def imported(self) -> dict[str, Any]:
         """How import and needs went in a fresh process where packages that nothing requires are hidden."""
         return self.apart("import_and_restore", hidden=sorted(_hidden(self.distribution)))
+
+    def lack(self) -> str:
+        """Which package it lacks, as `imported` tells, and how to mend that: one line."""
+        module = self._missing_module()
+        inside = "import it inside restore and name it in needs()"
+        if module is None:
+            why = self.imported["why"]
+            return (
+                f"it ends in ImportError ({why}) and needs() tells nothing: {inside}, or require it in pyproject.toml"
+            )
+        package = _owners().get(module, [module])[0]
+        told = f"{module} ({package})" if package != module else module
+        asking = self.imported["asked"].get(module, "")
+        own = self.cls.__module__.partition(".")[0]
+        through = f", through {asking}," if asking not in ("", "sembench", own) else ""
+        if module not in _hidden(self.distribution):
+            return (
+                f"{told} is imported{through} and is not installed here, and needs() tells nothing: {inside}, "
+                "or install it and require it in pyproject.toml"
+            )
+        if self.distribution:
+            return (
+                f"{told} is imported{through or ','} and the pyproject.toml of {self.distribution} does not require "
+                f"it: add {package!r} to its `dependencies` and install it again, or {inside}"
+            )
+        return (
+            f"{told} is imported{through or ','} and sembench does not require it: import it inside restore and tell "
+            "of it by `from sembench.restorer import Need` and `@classmethod def needs(cls, settings) -> list[Need]: "
+            f"return [] if importlib.util.find_spec({module!r}) else "
+            f"[Need({package!r}, 'not installed', 'pip install {package}')]`"
+        )
+
+    def _missing_module(self) -> str | None:
+        """The module whose absence ended import or restoration, None where the error does not tell."""
+        found = self.imported
+        if found["missing"] in _hidden(self.distribution):
+            return str(found["missing"])
+        for module in found["asked"]:
+            names = "|".join(re.escape(name) for name in (module, *_owners().get(module, ())))
+            if re.search(rf"(?i)(?<!\w)({names})(?!\w)", found["why"]):
+                return str(module)
+        top = str(found["missing"]).partition(".")[0]
+        return top if top.isidentifier() and importlib.util.find_spec(top) is None else None
 
 
 def same(one: Image, other: Image) -> bool:

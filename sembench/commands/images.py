@@ -288,6 +288,7 @@ def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str 
         restored = to_grid(restored)
     except InputError as error:
         raise ValueError(f"the result is wrong: {error}") from error
+    replaced = [path for path in job.written if path.exists()]
     write(job.output, restored, micrograph.pixel_size_nm)
     if job.picture is not None:
         gap = np.full((pixels.shape[0], PICTURE_GAP), 255.0, dtype=np.float32)
@@ -301,6 +302,7 @@ def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str 
         "status": "restored",
         "output": str(job.output),
         "picture": str(job.picture) if job.picture else None,
+        "replaced": [str(path) for path in replaced],
         "height": pixels.shape[0],
         "width": pixels.shape[1],
         "pixel_size_nm": micrograph.pixel_size_nm,
@@ -350,6 +352,7 @@ def _failure(image: Path, reason: str) -> dict[str, Any]:
 
 def _report_restored(records: list[dict[str, Any]], loaded: _Loaded, as_json: bool) -> None:
     _tell([notice for record in records for notice in record.get("notices", [])])
+    _tell(_replaced([path for record in records for path in record.get("replaced", [])]))
     if len(records) > 1:
         _tell([record["reason"] for record in records if record["status"] == "failed"])
     if as_json:
@@ -373,6 +376,13 @@ def _report_restored(records: list[dict[str, Any]], loaded: _Loaded, as_json: bo
             row.append(_cell(record["spread"]["mean"]) if record.get("spread") else "")
     folders = sorted({str(Path(record["output"]).parent) for record in records if "output" in record})
     _print_table(" -> ".join([loaded.name, *folders]), columns, rows)
+
+
+def _replaced(files: list[str]) -> list[str]:
+    """One line on files that stood there before, none where there was none."""
+    if len(files) < 2:
+        return [f"notice: 1 file that was there before was replaced: {file}" for file in files]
+    return [f"notice: {len(files)} files that were there before were replaced, {files[0]} the first"]
 
 
 def _progress(jobs: list[Any]) -> Any:

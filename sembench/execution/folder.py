@@ -71,7 +71,7 @@ def read_description(folder: Path, digest: str) -> dict[str, Any]:
     try:
         description: dict[str, Any] = json.loads(path.read_text())
         other = description["digest"]
-        [row["row"] for row in description.get("rows", [])]
+        described_rows(description)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: not a run description: start over with --fresh, or give another --out") from error
     if other != digest:
@@ -80,6 +80,11 @@ def read_description(folder: Path, digest: str) -> dict[str, Any]:
             "(another protocol, version or data): give another --out, or --fresh"
         )
     return description
+
+
+def described_rows(description: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Row id -> what a run.json says of it."""
+    return {row["row"]: row for row in description.get("rows", [])}
 
 
 def write_description(folder: Path, description: dict[str, Any]) -> None:

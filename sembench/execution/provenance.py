@@ -1,4 +1,4 @@
-"""What numbers can depend on beside the request: versions of libraries, the machine's kind, the commit."""
+"""What numbers can depend on beside the request: versions of libraries, the machine's kind, commit, a method's code."""
 
 import platform
 import subprocess
@@ -9,6 +9,7 @@ from typing import Any
 
 from sembench import __version__
 from sembench.protocol import digest_of
+from sembench.registry import MethodTarget, brought_by, code_digest
 
 LIBRARIES = (
     *("numpy", "scipy", "scikit-image", "scikit-learn", "imagecodecs"),
@@ -40,6 +41,36 @@ def environment() -> dict[str, Any]:
 def environment_digest(described: Mapping[str, Any]) -> str:
     """16 hex digits: where they are equal, so must numbers be. The system's own version (platform) does not count."""
     return digest_of({name: value for name, value in described.items() if name != "platform"})[:16]
+
+
+def code_description(method: MethodTarget, known: Mapping[str, Any], *, stands: bool, adds: bool) -> dict[str, Any]:
+    """What run.json says of the code that made a row's records, and of the distribution that brings it.
+
+    known: what it said before; stands: whether records from before stay; adds: whether this command makes others.
+    `code_sha256` is of the code that made the first of them, `code_sha256_also` of what made some later; what is not
+    known is left out.
+    """
+    now = code_digest(method)
+    if not stands:
+        found = {"code_sha256": now, "distribution": brought_by(method)}
+        return {name: value for name, value in found.items() if value}
+    kept = {name: known[name] for name in ("code_sha256", "code_sha256_also", "distribution") if name in known}
+    made = _codes(known)
+    if adds and now and made and now not in made:
+        kept["code_sha256_also"] = [*made[1:], now]
+    return kept
+
+
+def made_by_other_code(method: MethodTarget, known: Mapping[str, Any]) -> bool:
+    """Whether a row's records are of other code than its method has now, as far as run.json tells of the row."""
+    now, made = code_digest(method), _codes(known)
+    return bool(now and made) and set(made) != {now}
+
+
+def _codes(known: Mapping[str, Any]) -> list[str]:
+    first, also = known.get("code_sha256"), known.get("code_sha256_also")
+    told = [first, *(also if isinstance(also, list) else [])] if first else []
+    return [digest for digest in told if isinstance(digest, str)]
 
 
 def _processor() -> str:

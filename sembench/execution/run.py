@@ -1,8 +1,9 @@
 """One run, from the plan to the summary: workers, progress, records, resume."""
 
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from sembench.cases import CasePlan, CaseSpec, flat_fields, plan_cases
 from sembench.datasets import cache
 from sembench.errors import InputError, UnavailableError, WriteError
 from sembench.execution import cluster, fits, local
-from sembench.execution.folder import RUN_SCHEMA, locked, read_description, write_description
+from sembench.execution.folder import RUN_SCHEMA, described_rows, locked, read_description, write_description
 from sembench.execution.plan import (
     Row,
     Shard,
@@ -23,8 +24,14 @@ from sembench.execution.plan import (
     plan_rows,
     run_digest,
 )
-from sembench.execution.provenance import environment, environment_digest, git_state
-from sembench.execution.records import Record, Records, fetch_stored, key, pending
+from sembench.execution.provenance import (
+    code_description,
+    environment,
+    environment_digest,
+    git_state,
+    made_by_other_code,
+)
+from sembench.execution.records import LEFT_OUT, Record, Records, fetch_stored, key, pending, read_records
 from sembench.execution.worker import FLAT_METRICS, STORE_FAILED, Bundle, Job
 from sembench.metrics import perceptual
 from sembench.protocol import Protocol, load
@@ -34,6 +41,7 @@ from sembench.restorer import Budget, FitProgress
 if TYPE_CHECKING:
     from sembench.execution.reuse import Reusable
 
+RECORDS = "records.jsonl"
 FLAT = "flat.jsonl"
 """Records on flat fields, in a run's folder beside those of its cases."""
 
@@ -87,7 +95,7 @@ Listener = Callable[[Record, int], None]
 """Told of each new record of a case, and how many are still to come."""
 
 FitListener = Callable[[str, FitProgress | None, str], None]
-"""Told of each fit before the cases: the restorer, how far it has come (None: nothing yet), and a notice or nothing."""
+"""Told before the cases: of each fit how far it has come (None: nothing yet), or a notice about a restorer."""
 
 
 def prepare(request: RunRequest) -> RunPlan:
@@ -123,7 +131,7 @@ def prepare(request: RunRequest) -> RunPlan:
     folder = request.out or default_folder(protocol, cases)
     if request.shard:
         cases, folder = request.shard.part(cases), request.shard.folder(folder)
-    return RunPlan(
+    plan = RunPlan(
         protocol,
         cases,
         tuple(rows),
@@ -134,6 +142,7 @@ def prepare(request: RunRequest) -> RunPlan:
         planned_fits,
         request.shard,
     )
+    return plan if request.fresh else replace(plan, notices=(*plan.notices, *_told_of_other_code(plan, request)))
 
 
 def check_device(device: str) -> None:
@@ -176,10 +185,15 @@ def execute(
     where nothing can be written; whatever was recorded before stays, and the same request goes on from there.
     """
     with locked(plan.folder, fresh=request.fresh):
-        _open_run(plan, request)
+        read_description(plan.folder, plan.digest)
         flat = _on_flat_fields(plan)
-        of_cases, of_flat = Records(plan.folder / "records.jsonl"), Records(plan.folder / FLAT)
-        for one in reusable:
+        of_cases, of_flat = Records(plan.folder / RECORDS), Records(plan.folder / FLAT)
+        kept = _kept(plan, request, of_cases.all()) | _kept(flat, request, of_flat.all())
+        missing = [one for one in reusable if key(one.record) not in (of_flat if one.flat else of_cases)]
+        taken, of_unknown_code = _of_this_code(plan, missing, on_fit)
+        kept |= of_unknown_code
+        _open_run(plan, request, kept)
+        for one in taken:
             records = of_flat if one.flat else of_cases
             if key(one.record) not in records:
                 fetch_stored(one.record, one.folder, plan.folder)
@@ -191,8 +205,8 @@ def execute(
         wanted = {row_id for part in parts for row_ids in part.todo.values() for row_id in row_ids}
         if wanted:
             states = _fit(plan, wanted, on_fit)
-            if states:
-                _open_run(plan, request, states)
+            if states or wanted & kept:
+                _open_run(plan, request, kept, wanted, states)
             _work(plan, request, parts, states)
         return select(plan, parts[0].records)
 
@@ -264,22 +278,89 @@ def _check_stored(plan: RunPlan, records: Records, todo: dict[str, list[str]]) -
     for spec in plan.cases.specs:
         for row in plan.rows:
             record = records.get((row.row_id, spec.case_id))
-            if not record or record["status"] != "ok":
-                continue
-            stored = record.get("image") or record.get("embeddings", "")
-            whole = set(plan.metrics) <= set(record["metrics"]) and (plan.folder / stored).is_file()
-            if not whole:
+            if record and record["status"] == "ok" and not _whole(plan, record):
                 todo.setdefault(spec.case_id, []).append(row.row_id)
 
 
-def _open_run(plan: RunPlan, request: RunRequest, states: dict[str, fits.FittedState] | None = None) -> None:
+def _whole(plan: RunPlan, record: Record) -> bool:
+    stored = record.get("image") or record.get("embeddings", "")
+    return set(plan.metrics) <= set(record.get("metrics", ())) and (plan.folder / stored).is_file()
+
+
+def _kept(plan: RunPlan, request: RunRequest, records: Iterable[Record]) -> set[str]:
+    """The rows of the plan of which records stay, other than of cases left out: what need not be made again."""
+    rows, cases = {row.row_id for row in plan.rows}, {spec.case_id for spec in plan.cases.specs}
+
+    def stays(record: Record) -> bool:
+        if record["case"] not in cases:
+            return True
+        return _whole(plan, record) if record["status"] == "ok" else not request.retry_failed
+
+    return {own["row"] for own in records if own["row"] in rows and own["status"] != LEFT_OUT and stays(own)}
+
+
+def _told_of_other_code(plan: RunPlan, request: RunRequest) -> list[str]:
+    """A notice for each row of which records stay that were made before its restorer's code was changed.
+
+    Of a folder that cannot be read nothing is told: the run itself refuses it.
+    """
+    try:
+        known = described_rows(read_description(plan.folder, plan.digest))
+        old = [row for row in plan.rows if row.row_id in known]
+        changed = [row for row in old if made_by_other_code(find_method(row.target), known[row.row_id])]
+        if not changed:
+            return []
+        kept: set[str] = set()
+        for part, name in ((plan, RECORDS), (_on_flat_fields(plan), FLAT)):
+            if (plan.folder / name).is_file():
+                kept |= _kept(part, request, read_records(plan.folder / name)[0])
+    except InputError:
+        return []
+    return [
+        f"{row.name}: its code has changed since its records were made; they are kept: raise its `version`, or run "
+        f"with --fresh{', which keeps what it has learnt' if row.row_id in plan.fit_plans else ''}"
+        for row in changed
+        if row.row_id in kept
+    ]
+
+
+def _of_this_code(
+    plan: RunPlan, reusable: Sequence["Reusable"], on_fit: FitListener | None
+) -> "tuple[list[Reusable], set[str]]":
+    """What is taken of other runs, less what is known to be of other code, which is told; and rows of unknown code."""
+    by_source: dict[tuple[Path, str], list[Reusable]] = {}
+    for one in reusable:
+        by_source.setdefault((one.folder, one.record["row"]), []).append(one)
+    described = {folder: described_rows(json.loads((folder / "run.json").read_bytes())) for folder, _ in by_source}
+    rows = {row.row_id: row for row in plan.rows}
+    taken, unknown = [], set()
+    for (folder, row_id), own in by_source.items():
+        name, known = rows[row_id].name, described[folder][row_id]
+        if not made_by_other_code(find_method(rows[row_id].target), known):
+            taken += own
+            unknown |= set() if "code_sha256" in known else {row_id}
+        elif on_fit:
+            on_fit(name, None, f"{name}: {len(own)} records of {folder} are not taken: other code made them")
+    return taken, unknown
+
+
+def _open_run(
+    plan: RunPlan,
+    request: RunRequest,
+    kept: Collection[str] = (),
+    wanted: Collection[str] = (),
+    states: dict[str, fits.FittedState] | None = None,
+) -> None:
+    """Write run.json; kept: rows of which records stay, wanted: rows of which this command makes some."""
     before = read_description(plan.folder, plan.digest)
-    rows = {row["row"]: row for row in before.get("rows", [])}
+    rows = described_rows(before)
     rows.update(
         {
             row.row_id: {
                 **{"row": row.row_id, "restorer": row.name, "kind": row.kind, "settings": row.settings},
-                **_method_description(row),
+                **_method_description(
+                    row, rows.get(row.row_id, {}), stands=row.row_id in kept, adds=row.row_id in wanted
+                ),
                 **_fit_description(plan, row, (states or {}).get(row.row_id), rows.get(row.row_id, {})),
             }
             for row in plan.rows
@@ -320,10 +401,15 @@ def _asked_of(plan: RunPlan, request: RunRequest, before: dict[str, Any]) -> dic
     return {"limit": max(limits) if len(limits) == 2 else None, "cases": list(dict.fromkeys([*known, *cases]))}
 
 
-def _method_description(row: Row) -> dict[str, Any]:
-    """What run.json says of a row's method: what its id follows from, and whose work it is."""
-    cls = find_method(row.target).cls
+def _method_description(row: Row, known: dict[str, Any], *, stands: bool, adds: bool) -> dict[str, Any]:
+    """What run.json says of a row's method: what its id follows from, the code of its records, and whose work it is.
+
+    known, stands, adds: as for `code_description`.
+    """
+    method = find_method(row.target)
+    cls = method.cls
     return {
+        **code_description(method, known, stands=stands, adds=adds),
         "version": row.version,
         "source_sha256": row.source_sha256,
         "weights_sha256": row.weights_sha256,

@@ -204,13 +204,16 @@ def _drawn(folder: Path, drawing: Drawing) -> tuple[str, int, int]:
 
 
 def _settings(line: SummaryRow, description: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What defines a row: its id, settings, and where it learns what it learned from."""
+    """What defines a row: its id, settings, code, and where it learns what it learned from."""
     row = line.row
     told = [("row", row.row_id), ("kind", row.kind)]
     told += [(name, _text(value)) for name, value in sorted(row.settings.items())]
     if row.budget:
         told.append(("budget", row.budget))
     stated: dict[str, Any] = next((own for own in description.get("rows", ()) if own["row"] == row.row_id), {})
+    for name, heading in (("distribution", "package"), ("code_sha256", "code, SHA-256")):
+        if stated.get(name):
+            told.append((heading, _text(stated[name])))
     told += [(f"fit, {name}", _text(value)) for name, value in stated.get("fit", {}).items() if name != "report"]
     report = stated.get("fit", {}).get("report") or {}
     told += [(f"fit, {name}", _text(value)) for name, value in report.items() if not isinstance(value, list | dict)]

@@ -12,6 +12,9 @@ from sembench.restorer import Image, Restorer, check_image
 class Sharpen(Restorer):
     """Unsharp masking: smooth the noise, then add back what a wider smoothing removes."""
 
+    version = 1
+    licence = "Apache-2.0"
+    citation = "R. C. Gonzalez, R. E. Woods, Digital Image Processing, 4th ed., Pearson 2018, section 3.6"
     keeps_intensity = True
 
     class Settings(Restorer.Settings):
