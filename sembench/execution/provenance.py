@@ -90,7 +90,8 @@ def git_state() -> dict[str, Any] | None:
         return None
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+        reading = ["git", "--no-optional-locks", "status", "--porcelain"]  # else a killed run may leave index.lock
+        status = subprocess.run(reading, cwd=here, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return {"commit": commit.stdout.strip() or None, "clean": not status.stdout.strip()}
