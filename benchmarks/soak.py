@@ -126,8 +126,20 @@ class Bench:
             stderr=subprocess.DEVNULL,
         )
 
+    def supervise(self) -> None:
+        """Start again what has ended, as a cluster does: dask's workers end with their scheduler."""
+        for name, service in list(self.services.items()):
+            if service.poll() is not None:
+                self.service(name)
+                self.done["dask service started again"] += 1
+
     def ended(self, process: "subprocess.Popen[str]") -> int:
-        _, errors = process.communicate()
+        while True:
+            try:
+                _, errors = process.communicate(timeout=1)
+                break
+            except subprocess.TimeoutExpired:
+                self.supervise()
         self.last_words = f"{process.returncode}: {errors.strip()[-300:]}"
         if process.returncode not in ENDINGS or "Traceback" in errors:
             self.faults.append(f"ended with {self.last_words}")
@@ -207,6 +219,7 @@ def soak(bench: Bench, seconds: float) -> list[str]:
             process = bench.start(out.name, "--retry-failed", room=2500 * starts if full else None)
             while process.poll() is None and time.monotonic() < until:
                 time.sleep(bench.random.uniform(0.5, 4))
+                bench.supervise()
                 if process.poll() is None:
                     bench.disturb(process, out)
             if process.poll() is None:
