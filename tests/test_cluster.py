@@ -144,6 +144,22 @@ def test_a_scheduler_that_is_not_there_is_one_line(bench: Path, monkeypatch: pyt
         run(bench, "out", ("input",), scheduler="no address at all")
 
 
+@pytest.mark.parametrize("ended", ["CancelledError", "CommClosedError"])
+def test_a_scheduler_that_is_lost_is_one_line(ended: str) -> None:
+    """Whether what is under way was given up, or a result was just on its way."""
+    distributed = pytest.importorskip("distributed")
+    error = {"CancelledError": distributed.CancelledError, "CommClosedError": distributed.comm.CommClosedError}[ended]
+
+    class Lost:
+        def result(self) -> Any:
+            raise error("Stream is closed")
+
+    run: Any = object.__new__(cluster._Run)
+    run._address = "127.0.0.1:8786"
+    with pytest.raises(UnavailableError, match="the scheduler was lost: run again to resume"):
+        run._answer(Lost())
+
+
 def test_a_file_is_found_by_path_only_where_it_is_the_same(tmp_path: Path) -> None:
     home, shelf = tmp_path / "home", tmp_path / "shelf"
     home.mkdir()

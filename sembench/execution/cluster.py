@@ -122,12 +122,13 @@ class _Run:
 
     def _answer(self, future: "Future") -> Solved | Lacking:
         from distributed import CancelledError, KilledWorker
+        from distributed.comm import CommClosedError
 
         try:
             return future.result()
         except (KilledWorker, SembenchError):
             raise
-        except CancelledError as error:
+        except (CancelledError, CommClosedError) as error:
             raise UnavailableError(f"{self._address}: the scheduler was lost: run again to resume") from error
         except Exception as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
@@ -164,7 +165,8 @@ def _connected(address: str) -> "Iterator[Client]":
     except ImportError as error:
         raise UnavailableError("--scheduler needs dask: pip install 'sembench[cluster]'") from error
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)
+        for name in ("distributed", "tornado", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         try:
             with warnings.catch_warnings(action="ignore"):
                 client = Client(address, timeout=CONNECT_S, set_as_default=False)
