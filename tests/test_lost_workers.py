@@ -1,5 +1,6 @@
 """Worker processes that die where no case is to blame: while they start, or between cases."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -14,7 +15,7 @@ import pytest
 from sembench import protocol
 from sembench.cases import CasePlan, plan_cases
 from sembench.errors import UnavailableError
-from sembench.execution import local
+from sembench.execution import cluster, local
 from sembench.execution.plan import Row
 from sembench.execution.records import Record
 from sembench.execution.worker import Bundle, Job
@@ -115,3 +116,22 @@ def test_workers_that_always_die_while_they_start_end_the_run_in_one_line(
     with pytest.raises(UnavailableError, match="die while they start"):
         local.work([Bundle(spec, (_row(),)) for spec in cases.specs], job, 1, records.append)
     assert not records
+
+
+def _leave_a_lane_at_rest(job: Job, spec: Any) -> None:
+    lane, _ = cluster._new_lane(cluster.Order("token", job, {}), {}, job.run_folder)
+    lane.give(Bundle(spec, (_row(),)))
+    assert lane.next_record()["status"] == "ok"
+
+
+def test_a_dask_worker_that_ends_does_not_wait_for_its_lanes(job: Job, cases: CasePlan) -> None:
+    """As when its scheduler is gone: Python joins the processes that a process started, which wait for cases."""
+    context = multiprocessing.get_context("spawn")
+    worker = context.Process(target=_leave_a_lane_at_rest, args=(job, cases.specs[0]))
+    worker.start()
+    worker.join(60)
+    ended = worker.exitcode
+    for process in psutil.Process(worker.pid).children(recursive=True) if ended is None else ():
+        process.kill()
+    worker.join()
+    assert ended == 0

@@ -6,6 +6,7 @@ silenced output are those of a local run. What dask itself sends is pickled: a s
 
 import logging
 import multiprocessing
+import multiprocessing.util
 import os
 import threading
 import uuid
@@ -13,6 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
@@ -185,6 +187,7 @@ def _content(content: bytes) -> bytes:
 
 
 _at_rest: dict[str, list[tuple[Lane, Path]]] = {}
+_lanes: set[Lane] = set()
 _taking = threading.Lock()
 
 
@@ -244,10 +247,25 @@ def _lane(order: Order, places: Mapping[str, str], shelf: Path) -> Iterator[tupl
 
 def _new_lane(order: Order, places: Mapping[str, str], shelf: Path) -> tuple[Lane, Path]:
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
-    # A worker under a nanny is a daemon, which Python forbids children; these end by themselves when it is gone.
+    # A worker under a nanny is a daemon, which Python forbids children.
     multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    _end_lanes_with_this_process()
     folder = shelf / uuid.uuid4().hex
-    return Lane(shipping.relocated_job(order.job, places, folder)), folder
+    lane = Lane(shipping.relocated_job(order.job, places, folder))
+    _lanes.add(lane)
+    return lane, folder
+
+
+@cache
+def _end_lanes_with_this_process() -> None:
+    """A worker that ends, as when its scheduler is gone, waits for its processes; those of lanes wait for cases."""
+    multiprocessing.util.Finalize(None, _end_all, exitpriority=1)
+
+
+def _end_all() -> None:
+    for lane in list(_lanes):
+        lane.end(at_once=True)
+        lane.join()
 
 
 def _close(token: str) -> None:
@@ -258,6 +276,7 @@ def _close(token: str) -> None:
 
 def _end(lanes: Iterable[tuple[Lane, Path]]) -> None:
     for lane, _ in lanes:
+        _lanes.discard(lane)
         lane.end(at_once=True)
         lane.join()
 

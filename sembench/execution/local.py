@@ -20,6 +20,9 @@ QUEUED_CASES = 2
 """Cases handed to a worker ahead of the one it works on, so that it never waits."""
 
 
+LOOK_S = 1.0
+"""How often to look whether a worker is still there."""
+
 STARTS = 3
 """How often in a row a worker that dies before it takes anything is started again."""
 
@@ -55,7 +58,7 @@ class Lane:
         """
         from pebble import ProcessExpired
 
-        while isinstance(self._given[0][2].exception(), BrokenProcessPool):
+        while isinstance(self._outcome(), BrokenProcessPool):
             self._start_again()
         self._died = 0
         bundle, row, future = self._given.popleft()
@@ -68,6 +71,20 @@ class Lane:
             return lost(row, bundle.spec, f"killed its worker (exit code {error.exitcode})")
         except Exception as error:
             return lost(row, bundle.spec, f"{type(error).__name__}: {error}")
+
+    @property
+    def broken(self) -> bool:
+        """Whether its worker died before it took anything. A pool that broke tells not every future of it."""
+        return not self._pool.active
+
+    def _outcome(self) -> BaseException | None:
+        """The exception of the next future, waited for; None where it has a result."""
+        while True:
+            try:
+                return self._given[0][2].exception(timeout=LOOK_S)
+            except FutureTimeout:
+                if self.broken:
+                    return BrokenProcessPool()
 
     def _scheduled(self, row: Row, bundle: Bundle) -> Future[Record]:
         """A future of the row's record; one that is broken already where the worker died since it was last asked."""
@@ -128,9 +145,9 @@ def work(bundles: Iterable[Bundle], job: Job, workers: int, keep: Callable[[Reco
                     lanes.append(Lane(job))
                     fill(lanes[-1])
             while awaited := [lane.awaited for lane in lanes if lane.awaited]:
-                wait(awaited, return_when=FIRST_COMPLETED)
+                wait(awaited, timeout=LOOK_S, return_when=FIRST_COMPLETED)
                 for lane in lanes:
-                    while lane.awaited and lane.awaited.done():
+                    while lane.awaited and (lane.awaited.done() or lane.broken):
                         keep(lane.next_record())
                         fill(lane)
             whole = True
