@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 QUEUED_CASES = 2
 """Cases handed to a worker ahead of the one it works on, so that it never waits."""
 
-
 LOOK_S = 1.0
 """How often to look whether a worker is still there."""
 
@@ -32,7 +31,7 @@ class Lane:
 
     def __init__(self, job: Job) -> None:
         self._job = job
-        self._pool = _pool(job)
+        self._pool = worker_pool(job)
         self._given: deque[tuple[Bundle, Row, Future[Record]]] = deque()
         self._died = 0
 
@@ -58,7 +57,7 @@ class Lane:
         """
         from pebble import ProcessExpired
 
-        while isinstance(self._outcome(), BrokenProcessPool):
+        while isinstance(outcome(self._pool, self._given[0][2]), BrokenProcessPool):
             self._start_again()
         self._died = 0
         bundle, row, future = self._given.popleft()
@@ -76,15 +75,6 @@ class Lane:
     def broken(self) -> bool:
         """Whether its worker died before it took anything. A pool that broke tells not every future of it."""
         return not self._pool.active
-
-    def _outcome(self) -> BaseException | None:
-        """The exception of the next future, waited for; None where it has a result."""
-        while True:
-            try:
-                return self._given[0][2].exception(timeout=LOOK_S)
-            except FutureTimeout:
-                if self.broken:
-                    return BrokenProcessPool()
 
     def _scheduled(self, row: Row, bundle: Bundle) -> Future[Record]:
         """A future of the row's record; one that is broken already where the worker died since it was last asked."""
@@ -105,7 +95,7 @@ class Lane:
             )
         self._pool.stop()
         self._pool.join()
-        self._pool = _pool(self._job)
+        self._pool = worker_pool(self._job)
         with one_thread(), interrupts_held():
             self._given = deque((bundle, row, self._scheduled(row, bundle)) for bundle, row, _ in self._given)
 
@@ -118,7 +108,17 @@ class Lane:
         self._pool.join()
 
 
-def _pool(job: Job) -> "ProcessPool":
+def outcome(pool: "ProcessPool", future: Future[Record]) -> BaseException | None:
+    """The exception of a future, waited for, None where it has a result; BrokenProcessPool where the pool broke."""
+    while True:
+        try:
+            return future.exception(timeout=LOOK_S)
+        except FutureTimeout:
+            if not pool.active:
+                return BrokenProcessPool()
+
+
+def worker_pool(job: Job) -> "ProcessPool":
     """A pool of one worker process, which starts with the first task."""
     import multiprocessing
 

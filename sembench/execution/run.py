@@ -331,7 +331,10 @@ def _of_this_code(
     by_source: dict[tuple[Path, str], list[Reusable]] = {}
     for one in reusable:
         by_source.setdefault((one.folder, one.record["row"]), []).append(one)
-    described = {folder: described_rows(json.loads((folder / "run.json").read_bytes())) for folder, _ in by_source}
+    described = {
+        folder: described_rows(json.loads((folder / "run.json").read_bytes()))
+        for folder in {folder for folder, _ in by_source}
+    }
     rows = {row.row_id: row for row in plan.rows}
     taken, unknown = [], set()
     for (folder, row_id), own in by_source.items():

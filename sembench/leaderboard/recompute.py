@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sembench.cases import CaseSpec
+from sembench.execution.local import outcome, worker_pool
 from sembench.execution.plan import Row, available_metrics
 from sembench.execution.records import Record
 from sembench.execution.run import find_weights
-from sembench.execution.worker import Job, failure, rescore, solve, start
+from sembench.execution.worker import Job, failure, rescore, solve
 from sembench.metrics import perceptual
 from sembench.processes import interrupts_held, one_thread
 from sembench.protocol import Protocol
@@ -42,22 +43,19 @@ def restore_again(job: Job, tasks: Iterable[tuple[Row, CaseSpec]]) -> Iterable[R
 
 def in_worker(job: Job, function: Callable[..., Record], tasks: Sequence[tuple[Any, ...]]) -> Iterable[Record]:
     """What the function gives for each task in turn, in a process apart under the protocol's time limit."""
-    import multiprocessing
-
-    from pebble import ProcessExpired, ProcessPool
+    from pebble import ProcessExpired
 
     with one_thread():
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPool(max_workers=1, context=context, initializer=start, initargs=(job,))
+        pool = worker_pool(job)
         try:
             with interrupts_held():
                 futures = [pool.schedule(function, args=task, timeout=job.protocol.time_limit_s) for task in tasks]
             for future in futures:
-                try:
-                    record: Record = future.result()
-                except (ProcessExpired, BrokenProcessPool, FutureTimeout) as error:
-                    record = failure(f"its worker was lost: {type(error).__name__}")
-                yield record
+                error = outcome(pool, future)
+                if isinstance(error, ProcessExpired | BrokenProcessPool | FutureTimeout):
+                    yield failure(f"its worker was lost: {type(error).__name__}")
+                else:
+                    yield future.result()
             pool.close()
         except BaseException:
             pool.stop()
