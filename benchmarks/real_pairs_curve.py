@@ -12,8 +12,10 @@ import sys
 from pathlib import Path
 
 from sembench import figures
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record
-from sembench.execution.run import RunPlan, RunRequest, execute, prepare
+from sembench.execution.request import RunPlan, RunRequest
+from sembench.execution.run import execute
 from sembench.registry import METRICS, plugin
 from sembench.restorer import FitProgress
 from sembench.results import summarise

@@ -42,7 +42,8 @@ from threadpoolctl import threadpool_limits
 
 from sembench.cases import Case, plan_cases
 from sembench.execution import fits, worker
-from sembench.execution.run import RunRequest, find_weights, prepare
+from sembench.execution.prepare import find_weights, prepare
+from sembench.execution.request import RunRequest
 from sembench.metrics import perceptual
 from sembench.metrics.table import MetricCase, MetricSpec, evaluate
 from sembench.micrograph import write_grid_png

@@ -30,7 +30,9 @@ WORKERS = 2
 BETWEEN_RECORDS = """
 import json, sys, time
 from pathlib import Path
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.prepare import prepare
+from sembench.execution.request import RunRequest
+from sembench.execution.run import execute
 protocol, out, limit = sys.argv[1:4]
 request = RunRequest(("input", "gaussian"), protocol, data="phantom", out=Path(out), limit=int(limit), workers=1)
 if __name__ == "__main__":

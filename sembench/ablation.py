@@ -14,8 +14,10 @@ from sembench.comparison import Comparison, compare_rows
 from sembench.errors import InputError
 from sembench.execution import fits
 from sembench.execution.plan import Row
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record
-from sembench.execution.run import FitListener, Listener, RunPlan, RunRequest, execute, prepare
+from sembench.execution.request import FitListener, Listener, RunPlan, RunRequest
+from sembench.execution.run import execute
 from sembench.metrics.table import MetricSpec
 from sembench.micrograph import write_atomically
 from sembench.registry import METRICS, find_method, plugin

@@ -12,8 +12,10 @@ from PIL import Image as Picture
 from sembench.errors import InputError, UnavailableError
 from sembench.execution import cluster, provenance, shipping
 from sembench.execution.merge import TIMINGS
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.request import RunRequest
+from sembench.execution.run import execute
 from sembench.processes import THREAD_VARIABLES
 
 dask = pytest.importorskip("dask", reason="needs the extra `cluster`")

@@ -15,8 +15,10 @@ from sembench.datasets import splits
 from sembench.datasets.manifest import load_fields, load_manifest
 from sembench.errors import InputError, UnavailableError
 from sembench.execution import embed
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.request import RunRequest
+from sembench.execution.run import execute
 from sembench.metrics.clustering import SPECS, Embedded, evaluate_set
 
 METHODS = '''

@@ -11,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from sembench.commands import app
+from sembench.execution.prepare import prepare
+from sembench.execution.request import RunPlan, RunRequest
 from sembench.execution.reuse import reusable
-from sembench.execution.run import RunPlan, RunRequest, execute, prepare
+from sembench.execution.run import execute
 from sembench.registry import MethodTarget, brought_by, code_digest, find_method
 
 PROTOCOL = """

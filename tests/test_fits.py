@@ -333,7 +333,8 @@ def test_a_wrong_request_is_one_line(bench: Path, words: tuple[str, ...], messag
 def test_no_fit_leaves_out_what_is_not_fitted_yet(bench: Path) -> None:
     import torch
 
-    from sembench.execution.run import RunRequest, prepare
+    from sembench.execution.prepare import prepare
+    from sembench.execution.request import RunRequest
 
     method = f"{bench / 'methods.py'}:Learner"
     request = RunRequest(("input", method), str(bench / "small.toml"), data="phantom", limit=1, no_fit=True)

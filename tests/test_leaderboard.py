@@ -22,8 +22,10 @@ from sembench.cases.flat import FIELDS
 from sembench.errors import CheckError, InputError, WriteError
 from sembench.execution import local, worker
 from sembench.execution.plan import row_id
+from sembench.execution.prepare import prepare
 from sembench.execution.recorded import RecordedRun, read_run
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.request import RunRequest
+from sembench.execution.run import execute
 from sembench.leaderboard import claims, eligibility, recompute
 from sembench.leaderboard.bundle import CHECKSUMS, bundle_files, digest, read_bundle, write_bundle
 from sembench.leaderboard.claims import Depth, Finding

@@ -12,7 +12,7 @@ import pytest
 
 from sembench.cases import PHANTOM, plan_cases
 from sembench.execution.plan import Row
-from sembench.execution.run import RunPlan
+from sembench.execution.request import RunPlan
 from sembench.marks import cd_biases, marks
 from sembench.micrograph import write_grid_png
 from sembench.protocol import parse

@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from sembench.commands import app
 from sembench.errors import InputError
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record, read_records
+from sembench.execution.request import RunRequest
 from sembench.execution.reuse import reusable
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.run import execute
 
 PROTOCOL = """
 name = "first"

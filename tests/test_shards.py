@@ -13,8 +13,10 @@ from sembench.commands import app
 from sembench.errors import InputError
 from sembench.execution.merge import TIMINGS, Merged, merge, merged_folder
 from sembench.execution.plan import Shard
+from sembench.execution.prepare import prepare
 from sembench.execution.records import Record, read_records
-from sembench.execution.run import RunRequest, execute, prepare
+from sembench.execution.request import RunRequest
+from sembench.execution.run import execute
 
 PROTOCOL = """
 name = "small"

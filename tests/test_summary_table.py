@@ -13,7 +13,7 @@ from sembench.cases import PHANTOM, plan_cases
 from sembench.commands import run as module
 from sembench.commands.run import _show_summary
 from sembench.execution.plan import Row
-from sembench.execution.run import RunPlan
+from sembench.execution.request import RunPlan
 from sembench.protocol import parse
 from sembench.results import ordered, ordering_metric, summarise
 from sembench.statistics import mean_interval

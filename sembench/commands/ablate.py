@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from sembench.ablation import Ablation, Finding
     from sembench.execution.records import Record
-    from sembench.execution.run import Listener
+    from sembench.execution.request import Listener
 
 
 def ablate(
@@ -46,7 +46,7 @@ def ablate(
 
     from sembench import ablation
     from sembench.commands.run import FitReporter
-    from sembench.execution.run import RunRequest, command_line
+    from sembench.execution.request import RunRequest, command_line
 
     listed = ablation.variant_list(variants)
     request = RunRequest(

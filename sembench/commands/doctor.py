@@ -35,7 +35,7 @@ def examine() -> dict[str, dict[str, Any]]:
     from sembench.commands import listing
     from sembench.datasets import cache
     from sembench.errors import SembenchError
-    from sembench.execution.run import environment
+    from sembench.execution.provenance import environment
 
     described = environment()
     libraries = described.pop("libraries")

@@ -260,7 +260,7 @@ def metric_facts(name: str) -> dict[str, Any]:
 
 def prepare_weights() -> list[str]:
     """Tell the metrics where their weights lie; returns why some cannot be had, without a download."""
-    from sembench.execution.run import find_weights
+    from sembench.execution.prepare import find_weights
     from sembench.metrics import perceptual
 
     weights, notices = find_weights(download=False)

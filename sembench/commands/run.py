@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from sembench.comparison import Comparison
     from sembench.execution.records import Record
-    from sembench.execution.run import RunPlan
+    from sembench.execution.request import RunPlan
     from sembench.restorer import FitProgress
     from sembench.results import SummaryRow
 
@@ -110,9 +110,11 @@ def run(
     from sembench.comparison import row_labels
     from sembench.errors import CasesFailed, InputError
     from sembench.execution.plan import Shard
+    from sembench.execution.prepare import prepare
     from sembench.execution.recorded import whole_run
+    from sembench.execution.request import RunRequest, command_line
     from sembench.execution.reuse import reusable
-    from sembench.execution.run import RunRequest, command_line, execute, flat_records, prepare
+    from sembench.execution.run import execute, flat_records
     from sembench.report import write_derived
     from sembench.results import ordered, ordering_metric, summarise, with_flat_fields
 

@@ -8,7 +8,7 @@ from sembench.cases import PHANTOM
 from sembench.errors import InputError, UnavailableError
 from sembench.execution import fits
 from sembench.execution.plan import check_pairs, split_settings
-from sembench.execution.run import check_device
+from sembench.execution.prepare import check_device
 from sembench.execution.training import TrainingImages, folder_images, training_images
 from sembench.execution.training_pairs import TrainingPairs, training_pair_folder, training_pairs
 from sembench.optics import DEGRADATIONS

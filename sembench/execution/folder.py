@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sembench.errors import InputError, WriteError
+from sembench.execution.records import FLAT, RECORDS
 from sembench.micrograph import write_atomically
 
 RUN_SCHEMA = 1
@@ -55,7 +56,7 @@ def _clear(folder: Path) -> None:
         return
     for name in ("restored", "embeddings", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("records.jsonl", "flat.jsonl", "flat.csv", "run.json", "cases.csv", "summary.csv", "report.html"):
+    for name in (RECORDS, FLAT, "flat.csv", "run.json", "cases.csv", "summary.csv", "report.html"):
         (folder / name).unlink(missing_ok=True)
     for path in folder.glob("summary-*.csv"):
         path.unlink(missing_ok=True)
@@ -65,7 +66,7 @@ def read_description(folder: Path, digest: str) -> dict[str, Any]:
     """run.json of a folder that is to hold the run of this digest, {} where there is none yet; else InputError."""
     path = folder / "run.json"
     if not path.is_file():
-        if (folder / "records.jsonl").exists():
+        if (folder / RECORDS).exists():
             raise InputError(f"{folder}: holds records.jsonl and no run.json: put it back, or give another --out")
         return {}
     try:

@@ -13,8 +13,7 @@ from sembench.execution.folder import locked, read_description, write_descriptio
 from sembench.execution.plan import SHARD_MARK, Row
 from sembench.execution.provenance import versions
 from sembench.execution.recorded import RecordedRun, read_run
-from sembench.execution.records import Key, Record, fetch_stored, key
-from sembench.execution.run import FLAT
+from sembench.execution.records import FLAT, RECORDS, Key, Record, fetch_stored, key
 from sembench.micrograph import write_atomically
 from sembench.protocol import Protocol
 
@@ -98,7 +97,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
     _check_alike(runs)
     with locked(out):
         before = read_description(out, runs[0].description["digest"])
-        if before and (out / "records.jsonl").is_file():
+        if before and (out / RECORDS).is_file():
             runs.insert(0, read_run(out))
             _check_alike(runs)
         records = _joined((run, run.records) for run in runs)
@@ -110,7 +109,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
         write_description(out, description)
         if flat:
             _write(out / FLAT, flat)
-        ordered = _write(out / "records.jsonl", records)
+        ordered = _write(out / RECORDS, records)
     known = {row.row_id: row for run in runs for row in run.rows}
     rows = tuple(known[row["row"]] for row in description["rows"])
     wanted = [(row.row_id, case) for row in rows for case in description["cases"]]

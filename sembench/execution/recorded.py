@@ -8,9 +8,10 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from sembench.errors import InputError
+from sembench.execution.folder import RUN_SCHEMA
 from sembench.execution.plan import Row
-from sembench.execution.records import Record, key, read_records
-from sembench.execution.run import FLAT, RUN_SCHEMA, RunPlan
+from sembench.execution.records import FLAT, RECORDS, Record, key, read_records
+from sembench.execution.request import RunPlan
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ def read_run(folder: Path) -> RecordedRun:
     except OSError as error:
         raise InputError(f"{folder}: not a run folder, run.json cannot be read ({error.strerror})") from error
     description, rows = parse_description(content, path)
-    records, torn = read_records(folder / "records.jsonl")
+    records, torn = read_records(folder / RECORDS)
     if not records:
         raise InputError(f"{folder}: holds no record yet: run it first, or wait for its first case")
     flat, flat_torn = read_records(folder / FLAT) if (folder / FLAT).is_file() else ([], False)

@@ -12,6 +12,9 @@ from sembench.errors import InputError, WriteError
 
 Record = dict[str, Any]
 Key = tuple[str, str]
+RECORDS = "records.jsonl"
+FLAT = "flat.jsonl"
+"""Records on flat fields, in a run's folder beside those of its cases."""
 LEFT_OUT = "left_out"
 """Status of a case that cannot be trusted, whoever restores it: counted, in no mean, not tried again."""
 

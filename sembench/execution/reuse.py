@@ -1,14 +1,17 @@
 """Records of another run on the same cases, so that methods that do not learn need not run again."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sembench.errors import InputError
-from sembench.execution.provenance import environment, environment_digest
+from sembench.execution.folder import described_rows
+from sembench.execution.provenance import environment, environment_digest, made_by_other_code
 from sembench.execution.recorded import read_run
 from sembench.execution.records import Record
-from sembench.execution.run import RunPlan
+from sembench.execution.request import FitListener, RunPlan
+from sembench.registry import find_method
 
 NEITHER_CASES_NOR_SCORES = (
     *("name", "version", "title", "question", "published", "order", "time_limit_s"),
@@ -49,6 +52,29 @@ def reusable(plan: RunPlan, folder: Path, device: str = "cpu") -> list[Reusable]
         if record["row"] in rows and record["status"] == "ok" and whole and same:
             found.append(Reusable(record, folder, flat))
     return found
+
+
+def of_this_code(
+    plan: RunPlan, reusable: Sequence[Reusable], on_fit: FitListener | None
+) -> tuple[list[Reusable], set[str]]:
+    """What is taken of other runs, less what is known to be of other code, which is told; and rows of unknown code."""
+    by_source: dict[tuple[Path, str], list[Reusable]] = {}
+    for one in reusable:
+        by_source.setdefault((one.folder, one.record["row"]), []).append(one)
+    described = {
+        folder: described_rows(json.loads((folder / "run.json").read_bytes()))
+        for folder in {folder for folder, _ in by_source}
+    }
+    rows = {row.row_id: row for row in plan.rows}
+    taken, unknown = [], set()
+    for (folder, row_id), own in by_source.items():
+        name, known = rows[row_id].name, described[folder][row_id]
+        if not made_by_other_code(find_method(rows[row_id].target), known):
+            taken += own
+            unknown |= set() if "code_sha256" in known else {row_id}
+        elif on_fit:
+            on_fit(name, None, f"{name}: {len(own)} records of {folder} are not taken: other code made them")
+    return taken, unknown
 
 
 def _decisive(protocol: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from typing import Any
 from sembench.cases import CaseSpec
 from sembench.execution.local import outcome, worker_pool
 from sembench.execution.plan import Row, available_metrics
+from sembench.execution.prepare import find_weights
 from sembench.execution.records import Record
-from sembench.execution.run import find_weights
 from sembench.execution.worker import Job, failure, rescore, solve
 from sembench.metrics import perceptual
 from sembench.processes import interrupts_held, one_thread

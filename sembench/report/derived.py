@@ -2,7 +2,8 @@
 
 from sembench import results
 from sembench.execution.records import Record
-from sembench.execution.run import RunPlan, flat_records
+from sembench.execution.request import RunPlan
+from sembench.execution.run import flat_records
 from sembench.execution.worker import FLAT_METRICS
 from sembench.report import page, pictures
 from sembench.results import SummaryRow

@@ -10,7 +10,7 @@ from sembench.cases import PHANTOM, STAND_IN
 from sembench.comparison import Comparison, compare_rows, row_labels
 from sembench.errors import InputError
 from sembench.execution.records import LEFT_OUT, Record
-from sembench.execution.run import RunPlan
+from sembench.execution.request import RunPlan
 from sembench.marks import cd_biases, marks
 from sembench.metrics.table import MetricSpec
 from sembench.micrograph import write_atomically

@@ -15,7 +15,7 @@ from sembench.cases import Case, TileSetSpec
 from sembench.comparison import row_labels
 from sembench.execution.embed import load
 from sembench.execution.records import Record
-from sembench.execution.run import RunPlan
+from sembench.execution.request import RunPlan
 from sembench.metrics.fidelity import apply_match, match
 from sembench.metrics.table import UndefinedError
 from sembench.micrograph import read_grid_png
