@@ -54,6 +54,7 @@ def _end_with(parent: int) -> None:
 
 
 def stack(patches: list[Patch], prepare: Callable[[Patch], Arrays]) -> Arrays:
+    """The prepared patches as one batch: each named array of them stacked along a new first axis."""
     prepared = [prepare(patch) for patch in patches]
     return {name: np.stack([one[name] for one in prepared]) for name in prepared[0]}
 

@@ -58,7 +58,7 @@ def test_hands_over_what_was_asked(plugin, tmp_path):
 
     out = tmp_path / "out"
     done = invoke(
-        *(f"{plugin}:Learner", "--stage", "2", "--config", "shipped", "--data", "semcorpus", "--out", str(out)),
+        *(f"{plugin}:Learner", "--stage", "2", "--recipe", "shipped", "--data", "semcorpus", "--out", str(out)),
         *("--minutes", "1.5", "--device", "cpu", "--fresh", "--threads", "2"),
     )
     assert done.exit_code == 0, done.output
@@ -72,7 +72,7 @@ def test_hands_over_what_was_asked(plugin, tmp_path):
         "fresh": True,
     }
     assert "stage [1] starts" in done.output
-    assert "best model so far" in done.output
+    assert "written: " in done.output
 
 
 def test_plain_lines_come_every_ten_seconds(monkeypatch, capsys):
@@ -96,18 +96,26 @@ def test_durations_are_read_at_a_glance():
 
 
 def test_refuses_what_cannot_be_pretrained(plugin, tmp_path):
-    done = invoke(f"{plugin}:Fixed", "--stage", "1", "--config", "shipped")
+    done = invoke(f"{plugin}:Fixed", "--stage", "1", "--recipe", "shipped")
     assert isinstance(done.exception, InputError)
     assert "cannot be pretrained" in str(done.exception)
-    done = invoke(f"{plugin}:Learner", "--stage", "1", "--config", "shipped", "--minutes", "0")
+    done = invoke(f"{plugin}:Learner", "--stage", "1", "--recipe", "shipped", "--minutes", "0")
     assert isinstance(done.exception, InputError)
     assert "--minutes is 0" in str(done.exception)
-    assert invoke(f"{plugin}:Learner", "--stage", "4", "--config", "shipped").exit_code == 2
+    assert invoke(f"{plugin}:Learner", "--stage", "4", "--recipe", "shipped").exit_code == 2
     assert invoke(f"{plugin}:Learner", "--stage", "1").exit_code == 2
 
 
+def test_without_a_stage_all_of_the_recipe_is_asked_for(plugin, tmp_path):
+    import json
+
+    out = tmp_path / "out"
+    assert invoke(f"{plugin}:Learner", "--recipe", "shipped", "--out", str(out)).exit_code == 0
+    assert json.loads((out / "request.json").read_text())["stage"] is None
+
+
 def test_only_the_first_process_tells_an_error(plugin, monkeypatch):
-    arguments = (f"{plugin}:Learner", "--stage", "1", "--config", "fails.toml")
+    arguments = (f"{plugin}:Learner", "--stage", "1", "--recipe", "fails.toml")
     assert isinstance(invoke(*arguments).exception, CheckError)
     monkeypatch.setenv("RANK", "1")
     done = invoke(*arguments)

@@ -553,6 +553,23 @@ class TestRun:
         assert told.steps == [1, 2]
         assert len(log(tmp_path)) == 2
 
+    @pytest.mark.parametrize("stages", [(1,), (1, 2, 3)])
+    def test_a_whole_recipe_in_slices_is_its_stages_and_ends_with_a_card(self, whole, images, tmp_path, stages):
+        texts = [config(tmp_path, stage).read_text(encoding="utf-8") for stage in stages]
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(texts[0] + "".join(text[text.index("[stage") :] for text in texts[1:]), encoding="utf-8")
+        arguments = {"config": recipe, "data": str(images), "out": tmp_path / "out", "threads": 1, "device": "cpu"}
+        assert pretrain(**arguments, minutes=0) == tmp_path / "out" / "stage1" / "best.json"
+        card = pretrain(**arguments)
+        assert card == tmp_path / "out" / "weights" / "README.md"
+        for stage in stages:
+            assert state_digests(tmp_path / "out", stage) == state_digests(whole, stage)
+        assert sorted(path.name for path in card.parent.glob("*.json")) == [f"stage{n}.json" for n in {1, stages[-1]}]
+        told = card.read_text(encoding="utf-8")
+        assert f"`{images}`, split `pretrain`: 8 micrographs in 8 groups" in told
+        assert f"--recipe {recipe}" in told
+        assert ("## Use of experts" in told) == (3 in stages)
+
     def test_accumulation_is_the_larger_batch(self, whole, images, tmp_path):
         run(config(tmp_path, batch=2, accumulate=2), images, tmp_path)
         ours, theirs = ([float(row["loss"]) for row in log(out)] for out in (tmp_path, whole))
@@ -572,14 +589,14 @@ class TestRun:
         target = f"{restorers.semfm.restorer.__file__}:Semfm"
         command = [
             *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
-            *("-m", "sembench", "train", target, "--stage", "3", "--config", str(twice)),
+            *("-m", "sembench", "train", target, "--stage", "3", "--recipe", str(twice)),
             *("--data", str(images), "--out", str(tmp_path), "--threads", "1", "--device", "cpu"),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
         assert done.returncode == 0, done.stderr
         assert "on 2 processes (cpu)" in done.stderr
         assert done.stderr.count("stage 3 finished") == 1
-        assert done.stderr.count("best model so far") == 1
+        assert done.stderr.count("written: ") == 1
         ours, theirs = log(tmp_path, 3), log(alone, 3)
         for column in ("loss", "mae", "kd", "balance", "fft", "psd", "grad_norm"):
             expected = [float(row[column]) for row in theirs]

@@ -1,4 +1,4 @@
-"""What ships of a pretraining run: stage 1 and stage 3 in half precision, and the model card beside them.
+"""What ships of a pretraining run: its first and its last stage in half precision, and the model card beside them.
 
     python -m restorers.semfm.card RUN [OUT]
 
@@ -9,27 +9,25 @@ import csv
 import io
 import json
 import sys
-from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from restorers.semfm.packing import TRAIN, VALIDATION
 from restorers.semfm.storage import load_model, save_model
-from sembench.datasets.manifest import semcorpus
 from sembench.errors import InputError, SembenchError
 from sembench.micrograph import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED_STAGES = (1, 3)
 CARD, CURVES = "README.md", "curves.png"
 
 LIMITS = """\
 ## Limits
 
-- A tiny model ({parameters} parameters in stage 3), trained for minutes on two cores of a processor: it shows that the
-  whole system runs, not what pretraining can reach. The paper trains one 180 times as large for 400 epochs.
+- A model of {parameters} parameters, trained for {minutes:.0f} minutes on {device}: the paper's has about 1.7 billion
+  and is trained for 400 epochs on two GPUs, so this shows that the whole system runs, not what pretraining can reach.
 - The gates are balanced by the share of tokens that each expert takes (`balance_by = "choice"`), not by equation 9 of
   the paper: by that equation alone the mean probabilities become even while a few experts take nearly all tokens.
 - It has seen gray micrographs of the listed specimens alone; no defocus, no added noise. What it is worth for
@@ -60,14 +58,20 @@ class Stage:
         return min(self.facts["validation"], key=lambda row: float(row[1]))
 
 
-def ship(run: Path, out: Path = WEIGHTS) -> None:
-    """Write the models of stages 1 and 3 in half precision, curves and model card; InputError where a stage lacks."""
-    stages = [_read(run, number) for number in (1, 2, 3)]
-    for number in SHIPPED_STAGES:
+def ship(run: Path, out: Path = WEIGHTS) -> Path:
+    """Write the models of a run's first and last stage in half precision, curves and model card; return the card.
+
+    Raises InputError where a stage lacks or is not finished, WriteError.
+    """
+    numbers = [number for number in (1, 2, 3) if (run / f"stage{number}").is_dir()] or [1]
+    stages = [_read(run, number) for number in numbers]
+    shipped = sorted({numbers[0], numbers[-1]})
+    for number in shipped:
         model, extra = load_model(run / f"stage{number}" / "best.json")
         save_model(out / f"stage{number}.json", model, extra, half=True)
     write_atomically(out / CURVES, _curves(stages))
-    write_atomically(out / CARD, _card(stages, out).encode())
+    write_atomically(out / CARD, _card(stages, shipped, out).encode())
+    return out / CARD
 
 
 def _read(run: Path, number: int) -> Stage:
@@ -85,14 +89,17 @@ def _read(run: Path, number: int) -> Stage:
     return Stage(number, facts, *tables)
 
 
-def _card(stages: list[Stage], out: Path) -> str:
-    models = {number: load_model(out / f"stage{number}.json") for number in SHIPPED_STAGES}
+def _card(stages: list[Stage], shipped: list[int], out: Path) -> str:
+    models = {number: load_model(out / f"stage{number}.json") for number in shipped}
     parameters = {number: sum(p.numel() for p in model.parameters()) for number, (model, _) in models.items()}
     text = ["# semfm: the weights that ship", "", *_files(out, parameters), "", *_data(stages[0]), ""]
-    text += [*_training(stages), "", *_experts(stages[-1]), ""]
+    text += [*_training(stages), ""]
+    if stages[-1].experts:
+        text += [*_experts(stages[-1]), ""]
     text += ["![validation curves and use of experts](curves.png)", ""]
-    text += ["## Remade by", "", "```", *_commands(), "```", ""]
-    return "\n".join(text) + "\n" + LIMITS.format(parameters=f"{parameters[3] / 1e6:.1f} million")
+    text += ["## Remade by", "", "```", *_commands(stages[0]), "```", ""]
+    told = {"parameters": f"{parameters[shipped[-1]] / 1e6:.1f} million", "device": _where(stages[0])}
+    return "\n".join(text) + "\n" + LIMITS.format(minutes=sum(stage.minutes for stage in stages), **told)
 
 
 def _files(out: Path, parameters: dict[int, int]) -> list[str]:
@@ -115,41 +122,44 @@ def _files(out: Path, parameters: dict[int, int]) -> list[str]:
 
 
 def _data(stage: Stage) -> list[str]:
-    rows = [row for row in semcorpus().rows if row.split == "pretrain"]
-    licences: Counter[str] = Counter(row.licence for row in rows)
-    groups: dict[str, set[str]] = defaultdict(set)
-    for row in rows:
-        groups[row.licence].add(row.group)
-    identity = stage.facts["identity"]
+    counted, identity = stage.facts["pretrained on"], stage.facts["identity"]
     lines = [
         "## Data",
         "",
-        f"Set semcorpus, split `pretrain`: {len(rows)} micrographs in {len({row.group for row in rows})} groups "
-        "(sources and citations: `sembench data list`, its manifest). Validation: split `pretrain_validation`, other "
-        f"groups, {identity['data.validation_samples']} fixed crops. {100 * identity['data.phantom_share']:.0f} % of "
-        f"the samples are phantom line scenes. Digest of what was packed: `{identity['data']}`.",
+        f"`{stage.facts['source']}`, split `{TRAIN}`: {counted['images']} micrographs in {counted['groups']} groups "
+        "(sources and citations of a set: `sembench data list`, its manifest). "
+        f"Validation: split `{VALIDATION}`, other groups, {identity['data.validation_samples']} fixed crops. "
+        f"{100 * identity['data.phantom_share']:.0f} % of the samples are phantom line scenes. "
+        f"Digest of what was packed: `{identity['data']}`.",
         "",
         "| licence of the images | images | groups |",
         "|---|---|---|",
     ]
-    return lines + [f"| {name} | {count} | {len(groups[name])} |" for name, count in sorted(licences.items())]
+    return lines + [f"| {name or 'not told'} | {one} | {other} |" for name, (one, other) in counted["licences"].items()]
+
+
+def _where(stage: Stage) -> str:
+    processes, kind = stage.facts["processes"], {"cpu": "processor", "cuda": "GPU"}[stage.facts["device"]]
+    return f"one {kind}" if processes == 1 else f"{processes} {kind}s"
 
 
 def _training(stages: list[Stage]) -> list[str]:
     lines = [
         "## Training",
         "",
-        f"torch {stages[0].facts['torch']}, {stages[0].facts['processes']} process on {stages[0].facts['device']} "
-        "(two cores, shared with other work, which the minutes tell of), bfloat16 autocast; mask 0.75; AdamW.",
+        f"torch {stages[0].facts['torch']} on {_where(stages[0])} (minutes tell of what else ran there), "
+        f"{stages[0].facts['identity']['stage1.precision']}; AdamW.",
         "",
-        "| stage | trains | steps | images a step | highest rate | minutes | best step | validation loss | L1 alone |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| stage | trains | steps | images a step | mask | highest rate | minutes | best step | validation loss | "
+        "L1 alone |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     trains = {1: "everything, dense", 2: "gates", 3: "everything, experts"}
     for stage in stages:
         identity, best = stage.facts["identity"], stage.best
-        rate = identity[f"stage{stage.number}.learning_rate"]
-        cells = [stage.number, trains[stage.number], stage.facts["steps"], identity["images a step"], f"{rate:g}"]
+        mask, rate = (identity[f"stage{stage.number}.{name}"] for name in ("mask_ratio", "learning_rate"))
+        cells = [stage.number, trains[stage.number], stage.facts["steps"], identity["images a step"]]
+        cells += [f"{mask:g}", f"{rate:g}"]
         cells += [f"{stage.minutes:.0f}", int(best[0]), f"{best[1]:.4f}", f"{best[2]:.4f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += [
@@ -169,26 +179,26 @@ def _experts(stage: Stage) -> list[str]:
         "",
         f"Share of validation tokens that each expert takes: {100 * min(at_best):.1f} % at least and "
         f"{100 * max(at_best):.1f} % at most, layer by layer, in the model that ships (step {int(stage.best[0])} of "
-        f"stage 3); even use would be {100 / experts:.1f} %.",
+        f"stage {stage.number}); even use would be {100 / experts:.1f} %.",
     ]
 
 
-def _commands() -> list[str]:
+def _commands(stage: Stage) -> list[str]:
     return [
-        *(f"sembench train semfm --stage {number} --config shipped" for number in (1, 2, 3)),
-        "python -m restorers.semfm.card runs/semfm-shipped",
+        f"sembench train semfm --recipe {stage.facts['recipe']} --out RUN",
+        "python -m restorers.semfm.card RUN",
     ]
 
 
 def _curves(stages: list[Stage]) -> bytes:
-    """Validation L1 against step in all stages, and the use of experts on validation at the end of stage 3."""
-    import numpy as np
+    """Validation L1 against step in all stages, and the use of experts on validation at the end, if there are any."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.2), layout="constrained")
-    curve, bars = figure.subplots(1, 2, width_ratios=(1.4, 1))
+    with_experts = bool(stages[-1].experts)
+    figure = Figure(figsize=(10 if with_experts else 6, 3.2), layout="constrained")
+    curve, *bars = figure.subplots(1, 1 + with_experts, width_ratios=(1.4, 1)[: 1 + with_experts], squeeze=False)[0]
     start = 0
-    for stage, colour in zip(stages, ("#0072b2", "#6b7480", "#d55e00"), strict=True):
+    for stage, colour in zip(stages, ("#0072b2", "#6b7480", "#d55e00"), strict=False):
         rows = stage.facts["validation"]
         curve.plot([start + row[0] for row in rows], [row[2] for row in rows], ".-", color=colour, markersize=4)
         place = (4, -14) if stage.number == 2 else (4, 6)
@@ -198,8 +208,21 @@ def _curves(stages: list[Stage]) -> bytes:
     curve.margins(y=0.1)
     curve.set_xlabel("step")
     curve.set_ylabel("validation L1, normalised gray")
-    last = max(int(line["step"]) for line in stages[-1].experts)
-    lines = [line for line in stages[-1].experts if int(line["step"]) == last]
+    if bars:
+        _bars(bars[0], stages[-1])
+    for axes in (curve, *bars):
+        axes.spines[["top", "right"]].set_visible(False)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _bars(bars: Any, stage: Stage) -> None:
+    """The share of validation tokens that each expert takes, a bar for each layer."""
+    import numpy as np
+
+    last = max(int(line["step"]) for line in stage.experts)
+    lines = [line for line in stage.experts if int(line["step"]) == last]
     layers = sorted({int(line["layer"]) for line in lines})
     for layer in layers:
         shares = [100 * float(line["share"]) for line in lines if int(line["layer"]) == layer]
@@ -209,11 +232,6 @@ def _curves(stages: list[Stage]) -> bytes:
     bars.set_xlabel("expert (a bar for each of its layers, darker: later)")
     bars.set_ylabel("share of validation tokens, %")
     bars.set_xticks(range(len(lines) // len(layers)))
-    for axes in (curve, bars):
-        axes.spines[["top", "right"]].set_visible(False)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
 
 
 if __name__ == "__main__":

@@ -71,6 +71,16 @@ class Packed:
         """The pixels of one split, in order."""
         return [image.pixels for image in self.images if image.split == split]
 
+    def counted(self, split: str) -> dict[str, Any]:
+        """How many images and groups a split has: "images", "groups", and both under each licence in "licences"."""
+        own = [image for image in self.images if image.split == split]
+        licences = {
+            licence: [sum(image.licence == licence for image in own),
+                      len({image.group for image in own if image.licence == licence})]
+            for licence in sorted({image.licence for image in own})
+        }  # fmt: skip
+        return {"images": len(own), "groups": len({image.group for image in own}), "licences": licences}
+
 
 @dataclass(frozen=True)
 class _Source:

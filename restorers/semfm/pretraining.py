@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from restorers.semfm import losses
+from restorers.semfm.card import ship
 from restorers.semfm.checkpoint import (
     Checkpoint,
     flatten_optimizer,
@@ -90,8 +91,8 @@ class Task:
 
 def pretrain(
     *,
-    stage: int,
     config: Path,
+    stage: int | None = None,
     data: str | None = None,
     out: Path | None = None,
     minutes: float | None = None,
@@ -100,31 +101,36 @@ def pretrain(
     fresh: bool = False,
     listener: Listener | None = None,
 ) -> Path:
-    """Run one stage of pretraining, or go on with it, and return the best model's file: OUT/stage<N>/best.json.
+    """Run one stage of pretraining, or all that the recipe has, or go on with them; return what was written last.
 
-    config: a recipe; data: a set or folder in place of the recipe's; out: the folder of all three stages, stage 2
-    starts from OUT/stage1/best.json and stage 3 from OUT/stage2/best.json; minutes: stop with a checkpoint after so
-    many; fresh: forget what OUT/stage<N> holds. SIGINT and SIGTERM end with a checkpoint and KeyboardInterrupt.
+    config: a recipe; stage: None for all, one after the other; data: a set or folder in place of the recipe's; out: the
+    folder of all stages, stage 2 starts from OUT/stage1/best.json and stage 3 from OUT/stage2/best.json; minutes: stop
+    with a checkpoint after so many; fresh: forget what OUT/stage<N> holds. A stage leaves its best model in
+    OUT/stage<N>/best.json; all of them end with what ships in OUT/weights, its card in README.md there.
+    SIGINT and SIGTERM end with a checkpoint and KeyboardInterrupt.
     Raises InputError (recipe, data, checkpoint), NonFiniteError, UnavailableError, WriteError, each in one line.
     """
-    started = time.monotonic()
-    if stage not in STAGES:
+    deadline = time.monotonic() + 60 * minutes if minutes is not None else math.inf
+    if stage is not None and stage not in STAGES:
         raise InputError(f"--stage {stage}: there are the stages 1, 2 and 3")
     recipe = load_recipe(config)
-    folder = (out or Path("runs") / f"semfm-{config.stem}") / f"stage{stage}"
+    folder = out or Path("runs") / f"semfm-{config.stem}"
     with joined(device, threads) as ranks, torch.random.fork_rng():
         torch.manual_seed(recipe.data.seed + ranks.rank)
         teller = listener if listener and ranks.first else None
         packed = _packed(data or recipe.data.name, recipe, ranks)
-        task = _build(stage, recipe, packed, folder, ranks, teller)
-        run = _Run(task, recipe, packed, folder, ranks, teller)
-        run.resume(fresh)
-        deadline = started + 60 * minutes if minutes is not None else math.inf
-        with _signals() as stopped:
-            run.train(lambda: bool(stopped) or time.monotonic() > deadline)
-        if stopped:
-            raise KeyboardInterrupt
-    return folder / "best.json"
+        asked = {"recipe": str(config), "source": packed.source, "pretrained on": packed.counted(TRAIN)}
+        for number in recipe.stages if stage is None else (stage,):
+            task = _build(number, recipe, packed, folder / f"stage{number}", ranks, teller)
+            run = _Run(task, recipe, packed, folder / f"stage{number}", ranks, teller, asked)
+            run.resume(fresh)
+            with _signals() as stopped:
+                finished = run.train(lambda stopped=stopped: bool(stopped) or time.monotonic() > deadline)
+            if stopped:
+                raise KeyboardInterrupt
+            if stage is not None or not finished:
+                return folder / f"stage{number}" / "best.json"
+        return ship(folder, folder / "weights") if ranks.first else folder / "weights"
 
 
 def stage_loss(
@@ -169,11 +175,19 @@ class _Run:
     """One stage under way: model, optimizer and samples, and the loop over steps."""
 
     def __init__(
-        self, task: Task, recipe: Recipe, packed: Packed, folder: Path, ranks: Ranks, listener: Listener | None
+        self,
+        task: Task,
+        recipe: Recipe,
+        packed: Packed,
+        folder: Path,
+        ranks: Ranks,
+        listener: Listener | None,
+        asked: dict[str, Any],
     ) -> None:
         self.task, self.recipe, self.folder, self.ranks, self.listener = task, recipe, folder, ranks, listener
         settings, model = task.settings, task.model
         self.samples, self.validation = _samples(recipe, settings, packed, model)
+        self.asked = asked
         self.images_per_step = settings.batch * settings.accumulate * ranks.world
         epochs = settings.epochs or 0
         self.steps = settings.steps or math.ceil(epochs * self.samples.per_epoch / self.images_per_step)
@@ -219,13 +233,13 @@ class _Run:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{self.folder}: its checkpoint does not fit the config ({reason}); --fresh") from error
 
-    def train(self, stop: Callable[[], bool]) -> None:
-        """Steps from the checkpoint to the end, or until `stop` says so, in all processes together."""
+    def train(self, stop: Callable[[], bool]) -> bool:
+        """Steps from the checkpoint to the end, or until `stop` says so, in all processes; whether that is the end."""
         settings, ranks, task, report = self.task.settings, self.ranks, self.task, self.recipe.report
         if self.listener:
             self.listener.notice(self._opening())
         if self.start >= self.steps:
-            return
+            return True
         journal = Journal(self.folder, self.start, tensorboard=report.tensorboard) if ranks.first else None
         device = ranks.device.type
         ahead = Ahead(self._batches, range(self.start, self.steps), workers=DATA_WORKERS[device], depth=BATCHES_AHEAD)
@@ -281,6 +295,7 @@ class _Run:
                 journal.close()
         if self.listener:
             self.listener.notice(self._closing(step, ahead.waited, logged))
+        return step >= self.steps
 
     def _batches(self, step: int) -> list[tuple[Tensor, Tensor]]:
         """This process' share of a step from 0: for each forward pass, gray (B, 1, H, W) and masks (B, P)."""
@@ -388,6 +403,7 @@ class _Run:
                 "steps": self.steps,
                 "best": self.best if math.isfinite(self.best) else None,
                 "validation": self.history,
+                **self.asked,
                 "torch": torch.__version__,
                 "processes": self.ranks.world,
                 "device": self.ranks.device.type,

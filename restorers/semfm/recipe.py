@@ -103,11 +103,16 @@ class Recipe(_Part):
     stage2: StagePart | None = None
     stage3: StagePart | None = None
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stages that it has, in order."""
+        return tuple(number for number in (1, 2, 3) if getattr(self, f"stage{number}") is not None)
+
     def stage(self, number: int) -> StagePart:
         """The settings of one stage; InputError where the file has none."""
         part = getattr(self, f"stage{number}")
         if not isinstance(part, StagePart):
-            raise InputError(f"the config has no section [stage{number}]: add it, or give another --config")
+            raise InputError(f"the config has no section [stage{number}]: add it, or give another --recipe")
         return part
 
     def architecture(self, mean: float, std: float) -> ModelConfig:

@@ -13,15 +13,26 @@ REPORT_SECONDS = 10
 
 def train(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A restorer that can be pretrained: semfm.")],
-    stage: Annotated[int, typer.Option(min=1, max=3, help="1 masked autoencoder, 2 gates of experts, 3 everything.")],
-    config: Annotated[Path, typer.Option(help="TOML file of settings, or the name of a shipped one: shipped, paper.")],
+    recipe: Annotated[
+        Path,
+        typer.Option(help="TOML file of settings, or the name of a shipped one: shipped, paper."),
+    ],
+    stage: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            min=1,
+            max=3,
+            help="1 masked autoencoder, 2 gates of experts, 3 everything.",
+            show_default="all of the recipe, one after the other",
+        ),
+    ] = None,
     data: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="A set with pretraining splits, or a folder of images.", show_default="the config's"),
+        typer.Option(help="A set with pretraining splits, or a folder of images.", show_default="the recipe's"),
     ] = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option(help="Folder of all stages.", show_default="runs/<method>-<config>"),
+        typer.Option(help="Folder of all stages.", show_default="runs/<method>-<recipe>"),
     ] = None,
     minutes: Annotated[
         Optional[float],  # noqa: UP045
@@ -55,10 +66,10 @@ def train(
         raise InputError(f"--minutes is {minutes:g}: give a number above 0")
     notes = Console(stderr=True, highlight=False)
     try:
-        with _Progress(notes, f"stage {stage}") as listener:
-            best = pretrain(
+        with _Progress(notes, f"stage {stage}" if stage else recipe.stem) as listener:
+            written = pretrain(
                 stage=stage,
-                config=config,
+                config=recipe,
                 data=data,
                 out=out,
                 minutes=minutes,
@@ -72,7 +83,7 @@ def train(
             raise
         raise typer.Exit(error.exit_code) from None
     if os.environ.get("RANK", "0") == "0":
-        notes.print(f"best model so far: {escape(str(best))}", soft_wrap=True)
+        notes.print(f"written: {escape(str(written))}", soft_wrap=True)
 
 
 class _Progress:
