@@ -1,11 +1,11 @@
-"""Shared fixtures: the folder of real data, a user's own cache, and a browser without a window."""
+"""Shared fixtures: the folder of real data or none, a command line in this process, a browser without a window."""
 
 import json
 import os
 import select
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, settings
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
+pytest.register_assert_rewrite("command_lines", "pictures", "small")
+
 
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
@@ -23,6 +25,28 @@ def data_folder() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("needs real data: set SEMBENCH_DATA to a folder laid out as <set>/<file>")
     return Path(named)
+
+
+@pytest.fixture
+def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No data folder and an empty cache: where that is."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("SEMBENCH_CACHE", str(folder))
+    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs a command line in this process; its exit code, stdout and stderr."""
+    from command_lines import exit_code
+
+    def told(*words: object) -> tuple[int, str, str]:
+        code = exit_code(monkeypatch, *words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return told
 
 
 class Chromium:

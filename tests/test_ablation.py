@@ -2,36 +2,15 @@
 
 import csv
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import Tell
+from small import LEARNING, protocol_file, records_of
 
 from sembench.ablation import variant_list
-from sembench.commands import main
 from sembench.errors import InputError
-
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Which one?"
-seed = 7
-
-[data]
-set = "semcorpus"
-size = 192
-fields = "s2s_fields"
-training_fields = "train_fields"
-
-[degradation]
-name = "paper"
-
-[metrics]
-primary = "psnr"
-names = ["psnr", "psnr_matched"]
-"""
 
 LIST = """
 title = "Gaussians"
@@ -48,23 +27,20 @@ restorer = "input"
 """
 
 
-def _ablate(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["sembench", "ablate", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
+@pytest.fixture
+def options(tmp_path: Path) -> tuple[str, ...]:
+    """Three simulated cases of a small protocol that has training images."""
+    file = protocol_file(tmp_path, metrics=("psnr", "psnr_matched"), data=LEARNING, fixed={})
+    return ("--protocol", str(file), "--data", "phantom", "--limit", "3")
 
 
-def test_differences_are_those_of_the_recorded_cases(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+def test_differences_are_those_of_the_recorded_cases(tmp_path: Path, options: tuple[str, ...], tell: Tell) -> None:
     (tmp_path / "list.toml").write_text(LIST)
-    options = ("--protocol", str(tmp_path / "small.toml"), "--data", "phantom", "--limit", "3", "--workers", "1")
-    command = (str(tmp_path / "list.toml"), *options, "--out", str(tmp_path / "run"), "--json")
-    assert _ablate(monkeypatch, *command) == 0
-    told = json.loads(capsys.readouterr().out)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "records.jsonl").read_text().splitlines()]
+    command = ("ablate", tmp_path / "list.toml", *options, "--workers", "1", "--out", tmp_path / "run", "--json")
+    code, out, _ = tell(*command)
+    assert code == 0
+    told = json.loads(out)
+    lines = records_of(tmp_path / "run")
     scores = {
         variant["variant"]: np.array(
             [line["metrics"]["psnr_matched"] for line in lines if line["row"] == variant["row"]]
@@ -81,7 +57,7 @@ def test_differences_are_those_of_the_recorded_cases(
             assert finding["difference"] == pytest.approx(expected)
             assert finding["difference_low"] < expected < finding["difference_high"]
     records = (tmp_path / "run" / "records.jsonl").read_bytes()
-    assert _ablate(monkeypatch, *command) == 0
+    assert tell(*command)[0] == 0
     assert (tmp_path / "run" / "records.jsonl").read_bytes() == records
     with (tmp_path / "run" / "ablation.csv").open(newline="") as file:
         assert [line["variant"] for line in csv.DictReader(file)] == ["fine", "coarse", "nothing"]
@@ -104,15 +80,13 @@ def test_a_list_that_is_none_is_refused(tmp_path: Path, change: tuple[str, str],
 
 
 def test_equal_variants_and_methods_without_a_list_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, options: tuple[str, ...], tell: Tell
 ) -> None:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
     (tmp_path / "list.toml").write_text(LIST.replace("sigma = 3.0", "sigma = 1.0"))
-    options = ("--protocol", str(tmp_path / "small.toml"), "--data", "phantom", "--limit", "3")
-    assert _ablate(monkeypatch, str(tmp_path / "list.toml"), *options) == 2
-    assert "'fine' and 'coarse' are the same" in capsys.readouterr().err
-    assert _ablate(monkeypatch, "gaussian", *options) == 2
-    assert "brings no list" in capsys.readouterr().err
+    for named, reason in ((tmp_path / "list.toml", "'fine' and 'coarse' are the same"), ("gaussian", "brings no list")):
+        code, _, errors = tell("ablate", named, *options)
+        assert code == 2
+        assert reason in errors
 
 
 def test_the_list_of_semfm_names_settings_that_exist() -> None:

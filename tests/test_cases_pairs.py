@@ -1,17 +1,16 @@
 """Pairs of real scans as cases: registered once, left out where not to be trusted, refused where they do not fit."""
 
-import os
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import call
 from scipy.ndimage import gaussian_filter, shift
+from small import pair_folder, scene
 
-from sembench import fast_scan, micrograph, phantom, protocol
+from sembench import fast_scan, micrograph, protocol
 from sembench.cases import STAND_IN, CaseLeftOut, plan_cases
 from sembench.cases.pairs import PairSpec, Tile
 from sembench.errors import InputError, UnavailableError
@@ -19,23 +18,6 @@ from sembench.execution.records import LEFT_OUT
 from sembench.results import in_stratum, strata
 
 S2R = protocol.load("s2r")
-
-
-def scene(number: int, side: int = 256) -> np.ndarray:
-    return phantom.corpus_scene(5, f"P{number:03d}", side).image
-
-
-def pair_folder(folder: Path, names: tuple[str, ...] = ("a", "b"), *, other: str = "", side: int = 256) -> Path:
-    """Inputs as noisy references moved by 1.4 px; `other` goes before the references' names."""
-    rng = np.random.default_rng(0)
-    for part in ("input", "reference"):
-        (folder / part).mkdir(parents=True)
-    for number, name in enumerate(names, 3):
-        reference = scene(number, side)
-        moved = shift(gaussian_filter(reference, 0.6), (0.0, 1.4), order=3, mode="nearest")
-        micrograph.write(folder / "input" / f"{name}.tif", np.clip(moved + rng.normal(0, 8, moved.shape), 0, 255), None)
-        micrograph.write(folder / "reference" / f"{other}{name}.tif", reference, None)
-    return folder
 
 
 def test_a_folder_of_pairs_is_registered_and_the_residual_told(tmp_path: Path) -> None:
@@ -53,7 +35,7 @@ def test_a_folder_of_pairs_is_registered_and_the_residual_told(tmp_path: Path) -
 
 
 def test_names_that_differ_are_paired_in_order_and_it_is_said(tmp_path: Path) -> None:
-    plan = plan_cases(S2R, str(pair_folder(tmp_path / "mine", other="slow_")), crop_bottom="0")
+    plan = plan_cases(S2R, str(pair_folder(tmp_path / "mine", prefix="slow_")), crop_bottom="0")
     assert "by sorted order" in plan.notices[0]
     assert plan.specs[1].make(S2R).alignment is not None
 
@@ -171,10 +153,7 @@ def test_a_run_leaves_out_and_warns_and_goes_on(tmp_path: Path) -> None:
     micrograph.write(folder / "reference" / "wrong.tif", scene(9), None)
     (tmp_path / "small.toml").write_text(SMALL)
     words = ("run", "--protocol", "small.toml", "--restorer", "input", "--data", "mine", "--crop-bottom", "0")
-    done = subprocess.run(
-        [sys.executable, "-m", "sembench", *words, "--workers", "1", "--out", "out"],
-        cwd=tmp_path, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+    done = call(tmp_path, *words, "--workers", "1", "--out", "out")
     assert done.returncode == 0, done.stderr
     assert "2 cases in 2 groups (1 left out)" in done.stdout
     assert "left out: pair wrong: the reference shows another field" in done.stdout

@@ -1,16 +1,16 @@
 """`sembench compare` on run folders whose scores are known, and on folders that are none."""
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_lines import Tell
 from PIL import Image
+from small import records_of, write_records
 
-from sembench.commands import main
 from sembench.comparison import equivalence_margin
 from sembench.metrics.fidelity import PSNR, SSIM, SSIM_MATCHED
 from sembench.metrics.metrology import SPECS
@@ -19,7 +19,6 @@ from sembench.statistics.pairs import sign_flip_p
 CASES = [f"c{number:02}" for number in range(12)]
 BASE = dict(zip(CASES, np.random.default_rng(1).normal(0.6, 0.1, 12).tolist(), strict=True))
 SHIFTS = {"good": 0.1, "like_good": 0.101, "input": 0.0, "oracle": 0.4}
-Tell = Callable[..., tuple[int, str, str]]
 
 
 def _row(name: str, settings: dict[str, Any] | None = None, row_id: str = "") -> dict[str, Any]:
@@ -42,7 +41,7 @@ def _write(folder: Path, rows: list[dict[str, Any]], records: list[dict[str, Any
         **changed,
     }
     (folder / "run.json").write_text(json.dumps(description))
-    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_records(folder, records)
     return folder
 
 
@@ -58,15 +57,8 @@ def _made(folder: Path, names: tuple[str, ...] = ("input", "good", "like_good", 
 
 
 @pytest.fixture
-def tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sembench", "compare", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def tell(tell: Tell) -> Tell:
+    return partial(tell, "compare")
 
 
 def _refused(told: tuple[int, str, str], *words: str) -> None:
@@ -258,10 +250,9 @@ def test_two_runs_are_joined_and_the_first_one_counts(tell: Tell, tmp_path: Path
     assert (code, errors) == (0, "")
     assert [line["restorer"] for line in json.loads(output)["restorers"]] == ["good", "input"]
     assert json.loads(output)["notices"] == []
-    lines = (second / "records.jsonl").read_text().splitlines()
-    changed = [json.loads(line) for line in lines]
+    changed = records_of(second)
     changed[0]["metrics"]["ssim"] += 0.01
-    (second / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in changed))
+    write_records(second, changed)
     again = json.loads(tell(first, second, "--json")[1])
     assert again["notices"] == ["input: the runs disagree on 1 cases; the first one counts"]
     assert again["pairs"] == json.loads(output)["pairs"]

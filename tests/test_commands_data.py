@@ -4,30 +4,26 @@ import hashlib
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import invoke
 from PIL import Image
-from typer.testing import CliRunner, Result
 
 from sembench.commands.data import data_app
 from sembench.datasets import cache, manifest
 from sembench.errors import CheckError, InputError, UnavailableError
 
 COLUMNS = ",".join(manifest.FULL_COLUMNS)
+run = partial(invoke, data_app)
 
 
 @pytest.fixture(autouse=True)
-def no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty cache and no data folder."""
-    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
+def unreachable(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither data nor a network."""
     monkeypatch.setattr(cache, "_unreachable", {"raw.githubusercontent.com", "download.pytorch.org"})
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(data_app, list(arguments))
 
 
 def save_scene(path: Path, seed: int, columns: slice = slice(None)) -> None:

@@ -1,21 +1,20 @@
 """`sembench list`: of everything, of one thing by its name, on a terminal and into a pipe."""
 
 import json
-import sys
-from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_lines import Tell
 
 from sembench import registry
-from sembench.commands import listing, main
+from sembench.commands import listing
 from sembench.datasets.manifest import load_manifest
 from sembench.protocol import load
 from sembench.registry import METRICS, PROTOCOLS, RESTORERS, find_method, plugin, plugins
 
-Tell = Callable[..., tuple[int, str, str]]
 QUICK = '''
 from pydantic import Field
 from sembench.restorer import Restorer
@@ -31,15 +30,8 @@ class Quick(Restorer):
 
 
 @pytest.fixture
-def tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
-    def run(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sembench", "list", *map(str, words)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+def tell(tell: Tell) -> Tell:
+    return partial(tell, "list")
 
 
 def test_a_pipe_gets_a_line_for_each_restorer_with_all_that_is_said_of_it(tell: Tell) -> None:

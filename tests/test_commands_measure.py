@@ -6,14 +6,14 @@ import json
 import math
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import command_lines
 import numpy as np
 import pytest
 import typer
-from typer.testing import CliRunner
 
 from sembench import micrograph as mg
 from sembench import phantom
@@ -23,6 +23,7 @@ from sembench.errors import InputError, WriteError
 
 APP = typer.Typer()
 APP.command()(measure)
+run, succeed, refuse = (partial(do, APP) for do in (command_lines.invoke, command_lines.succeed, command_lines.refuse))
 
 LINE_KEYS = [
     "file", "refused", "kind", "polarity", "level", "orientation", "tilt_deg", "pixel_size_nm", "lines",
@@ -64,17 +65,6 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(APP, [str(argument) for argument in arguments])
-
-
-def succeed(*arguments: object) -> Any:
-    result = run(*arguments)
-    if result.exception is not None:
-        raise result.exception
-    return result
-
-
 def rows(*arguments: object) -> list[dict[str, Any]]:
     return json.loads(succeed(*arguments, "--json").stdout)
 
@@ -82,14 +72,6 @@ def rows(*arguments: object) -> list[dict[str, Any]]:
 def row(*arguments: object) -> dict[str, Any]:
     (only,) = rows(*arguments)
     return only
-
-
-def refuse(kind: type[Exception], *arguments: object) -> str:
-    result = run(*arguments)
-    assert type(result.exception) is kind, result.output
-    text = str(result.exception)
-    assert "\n" not in text
-    return text
 
 
 def refused(*arguments: object) -> str:

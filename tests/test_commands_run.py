@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import replace
@@ -14,32 +13,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from command_lines import command, wait_until, without_data
+from small import install_plugin, protocol_file, protocol_text, records_of, write_records
 
 from sembench import cases, protocol
 from sembench.datasets.manifest import load_manifest
 from sembench.errors import InputError
 from sembench.processes import interrupts_held
-
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Does the bench run?"
-seed = 7
-time_limit_s = 60
-
-[data]
-set = "semcorpus"
-size = 192
-
-[degradation.fixed]
-rx = 2.0
-ry = 2.0
-
-[metrics]
-primary = "psnr"
-names = ["psnr", "ssim"]
-"""
 
 METHODS = '''
 import sys, time
@@ -105,19 +85,18 @@ def function(image):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+    protocol_file(tmp_path, time_limit_s=60)
     (tmp_path / "methods.py").write_text(METHODS)
     return tmp_path
 
 
 def start(folder: Path, *words: str, **variables: str) -> "subprocess.Popen[str]":
     """Start sembench in a folder, in a session of its own, without data and without a network."""
-    kept = {name: value for name, value in os.environ.items() if name != "SEMBENCH_DATA"}
     offline = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     return subprocess.Popen(
-        [sys.executable, "-m", "sembench", *words],
+        command(*words),
         cwd=folder,
-        env=kept | offline | {"SEMBENCH_CACHE": str(folder / "cache")} | variables,
+        env=without_data(folder, **offline, **variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -135,13 +114,6 @@ def ask(folder: Path, *words: str, **variables: str) -> tuple[int, str, str]:
 
 def small(*words: str) -> tuple[str, ...]:
     return ("run", "--protocol", "small.toml", "--data", "phantom", "--out", "out", "--workers", "1", *words)
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + 100
-    while not path.exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_a_plugin_spoils_neither_the_json_nor_the_reference_nor_the_other_cases(bench: Path) -> None:
@@ -193,7 +165,7 @@ def test_every_row_of_the_folder_stands_in_its_tables_and_those_of_the_command_o
 
 def test_a_worker_ends_soon_after_its_run_was_killed(bench: Path) -> None:
     run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "1"))
-    wait_for(bench / "asleep")
+    wait_until((bench / "asleep").exists)
     workers = psutil.Process(run.pid).children(recursive=True)
     assert workers
     os.kill(run.pid, signal.SIGKILL)
@@ -205,12 +177,9 @@ def test_a_worker_ends_soon_after_its_run_was_killed(bench: Path) -> None:
 @pytest.mark.parametrize("when", ["while workers start", "while workers work"])
 def test_ctrl_c_of_the_whole_group_is_one_line_and_130(bench: Path, when: str) -> None:
     run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "2"))
-    wait_for(bench / ("asleep" if when == "while workers work" else "out/run.json"))
+    wait_until((bench / ("asleep" if when == "while workers work" else "out/run.json")).exists)
     if when == "while workers start":
-        deadline = time.monotonic() + 60
-        while not psutil.Process(run.pid).children(recursive=True):
-            assert time.monotonic() < deadline
-            time.sleep(0.005)
+        wait_until(lambda: psutil.Process(run.pid).children(recursive=True), 60, every=0.005)
     os.killpg(run.pid, signal.SIGINT)
     _, errors = run.communicate(timeout=60)
     assert run.returncode == 130
@@ -223,7 +192,7 @@ def test_ctrl_c_of_the_whole_group_is_one_line_and_130(bench: Path, when: str) -
 def test_a_worker_is_deaf_to_ctrl_c_from_its_first_instruction(bench: Path) -> None:
     """Else Ctrl-C while a worker's Python starts prints that Python's traceback over the resume line."""
     run = start(bench, *small("--restorer", "methods.py:Sleeps", "--limit", "2"))
-    wait_for(bench / "asleep")
+    wait_until((bench / "asleep").exists)
     children = psutil.Process(run.pid).children(recursive=True)
     workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
     masks = [_blocked_signals(worker.pid) for worker in workers]
@@ -269,13 +238,9 @@ def test_a_plugin_that_exits_on_import_is_refused(bench: Path) -> None:
 
 
 def test_plugins_that_cannot_be_described_are_listed_with_the_reason(bench: Path) -> None:
-    information = bench / "site" / "odd-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: odd\nVersion: 1.0\n")
+    names = {"demanding": "odd:Demanding", "helpless": "odd:Helpless", "loose": "odd:function"}
+    install_plugin(bench / "site", "odd", names)
     (bench / "site" / "odd.py").write_text(PLUGINS)
-    names = {"demanding": "Demanding", "helpless": "Helpless", "loose": "function"}
-    entries = "".join(f"{name} = odd:{target}\n" for name, target in names.items())
-    (information / "entry_points.txt").write_text(f"[sembench.restorers]\n{entries}")
     site = str(bench / "site")
     code, output, _ = ask(bench, "list", "restorers", "--json", PYTHONPATH=site)
     assert code == 0
@@ -298,14 +263,14 @@ def test_a_run_folder_dry_extended_repaired_and_fresh(bench: Path) -> None:
 
     assert ask(bench, *small("--restorer", "input", "--limit", "1"))[0] == 0
     records = bench / "out" / "records.jsonl"
-    first = json.loads(records.read_text())
+    (first,) = records_of(bench / "out")
     assert ask(bench, *small("--restorer", "input,median", "--limit", "1"))[0] == 0
-    assert [json.loads(line)["restorer"] for line in records.read_text().splitlines()] == ["input", "median"]
+    assert [record["restorer"] for record in records_of(bench / "out")] == ["input", "median"]
 
     del first["metrics"]["ssim"]
-    records.write_text(json.dumps(first) + "\n")
+    write_records(bench / "out", [first])
     assert ask(bench, *small("--restorer", "input", "--limit", "1"))[0] == 0
-    assert "ssim" in json.loads(records.read_text().splitlines()[-1])["metrics"]
+    assert "ssim" in records_of(bench / "out")[-1]["metrics"]
 
     description = bench / "out" / "run.json"
     kept = description.read_text()
@@ -327,7 +292,7 @@ def test_a_folder_never_passes_for_a_data_set(bench: Path, monkeypatch: pytest.M
     for name in ("phantom", "semcorpus", "mine"):
         (bench / name).mkdir()
         Image.new("L", (200, 200), 99).save(bench / name / "one.png")
-    parsed = protocol.parse(PROTOCOL, "small.toml")
+    parsed = protocol.parse(protocol_text(), "small.toml")
     assert cases.plan_cases(parsed, "./phantom").data == "folder-phantom"
     assert cases.plan_cases(parsed, "./semcorpus").data == "folder-semcorpus"
     assert cases.plan_cases(parsed, "mine").data == "mine"
@@ -350,12 +315,12 @@ def test_a_folder_never_passes_for_a_data_set(bench: Path, monkeypatch: pytest.M
 )
 def test_a_protocol_of_which_no_case_could_be_made_is_refused(old: str, new: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
-        protocol.parse(PROTOCOL.replace(old, new), "small.toml")
+        protocol.parse(protocol_text().replace(old, new), "small.toml")
 
 
 def test_a_group_in_two_splits_is_refused() -> None:
     corpus = load_manifest("semcorpus")
-    parsed = protocol.parse(PROTOCOL, "small.toml")
+    parsed = protocol.parse(protocol_text(), "small.toml")
     assert set(cases.roles(parsed, corpus)) == {"train", "validation", "evaluation"}
     group = corpus.select(split="train")[0].group
     mixed = [replace(row, group=group) if row.split == "evaluation" else row for row in corpus.rows]

@@ -1,13 +1,16 @@
 """`sembench train`: what it hands to the method, what it says, and what it refuses."""
 
+from functools import partial
 from pathlib import Path
 
+import command_lines
 import pytest
-from typer.testing import CliRunner
 
 from sembench.commands import app
 from sembench.commands.train import _duration, _Progress
 from sembench.errors import CheckError, InputError
+
+invoke = partial(command_lines.invoke, app, "train")
 
 PLUGIN = '''
 import json
@@ -47,10 +50,6 @@ def plugin(tmp_path: Path) -> str:
     path = tmp_path / "learner.py"
     path.write_text(PLUGIN, encoding="utf-8")
     return str(path)
-
-
-def invoke(*arguments: str):
-    return CliRunner().invoke(app, ["train", *arguments])
 
 
 def test_hands_over_what_was_asked(plugin, tmp_path):

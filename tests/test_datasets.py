@@ -29,13 +29,10 @@ LINE = f'a.tif,https://x.org/a.tif,{SHA},10,train,image,,g1,64,48,8,2.5,"0,8,0,0
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def own_cache(no_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, no data folder, all servers reachable again."""
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("SEMBENCH_CACHE", str(folder))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
     monkeypatch.setattr(cache, "_unreachable", set())
-    return folder
+    return no_data
 
 
 def row_of(content: bytes, file: str = "a.bin", **changes: Any) -> ManifestRow:

@@ -7,35 +7,18 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from command_lines import call, command, wait_until, without_data
 from PIL import Image as PillowImage
+from small import install_plugin, protocol_file, records_of
 
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Does the bench run?"
-seed = 7
-time_limit_s = 20
-
-[data]
-set = "semcorpus"
-size = 192
-fields = "s2s_fields"
-
-[degradation.fixed]
-rx = 2.0
-ry = 2.0
-
-[metrics]
-primary = "psnr"
-names = ["psnr", "ssim"]
-"""
+small_protocol = partial(protocol_file, time_limit_s=20, data={"fields": "s2s_fields"})
 
 METHODS = '''
 import os, signal, sys, time
@@ -109,31 +92,18 @@ class Prints(Restorer):
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Path:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+    small_protocol(tmp_path)
     (tmp_path / "methods.py").write_text(METHODS)
     return tmp_path
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "sembench", *words]
-
-
 def environment(folder: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name != "SEMBENCH_DATA"}
-    return kept | {"CALLS": str(folder / "calls"), "SEMBENCH_CACHE": str(folder / "cache")} | more
+    return without_data(folder, CALLS=str(folder / "calls"), **more)
 
 
-def run(folder: Path, *words: str, **more: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command("run", "--protocol", "small.toml", *words),
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=200,
-        **more,  # type: ignore[call-overload]
-    )
+def run(folder: Path, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """A run of the small protocol."""
+    return call(folder, "run", "--protocol", "small.toml", *words, env=environment(folder), timeout=200, **more)
 
 
 def cases(folder: Path) -> list[dict[str, str]]:
@@ -163,10 +133,7 @@ def test_kill_9_then_the_same_command_gives_the_summary_of_an_unbroken_run(bench
         start_new_session=True,
     )
     records = bench / "broken" / "records.jsonl"
-    deadline = time.monotonic() + 100
-    while not (records.is_file() and records.read_bytes().count(b"\n") >= 4):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: records.is_file() and records.read_bytes().count(b"\n") >= 4, every=0.02)
     os.killpg(broken.pid, signal.SIGKILL)
     broken.wait()
     done = [json.loads(line) for line in records.read_bytes().split(b"\n")[:-1]]
@@ -174,7 +141,7 @@ def test_kill_9_then_the_same_command_gives_the_summary_of_an_unbroken_run(bench
         file.write(b'{"row": "torn')
     again = run(bench, *words, "--out", "broken")
     assert again.returncode == 0, again.stderr
-    lines = [json.loads(line) for line in records.read_text().splitlines()]
+    lines = records_of(bench / "broken")
     keys = [(line["row"], line["case"]) for line in lines]
     assert lines[: len(done)] == done
     assert len(set(keys)) == len(keys) == 12
@@ -222,8 +189,7 @@ def test_broken_methods_fail_alone_with_their_reason(bench: Path) -> None:
 
 
 def test_a_method_that_hangs_is_stopped(bench: Path) -> None:
-    text = PROTOCOL.replace("time_limit_s = 20", "time_limit_s = 4")
-    (bench / "small.toml").write_text(text)
+    small_protocol(bench, time_limit_s=4)
     done = run(bench, "--restorer", "methods.py:Hangs,input", "--data", "phantom", "--limit", "1", "--out", "out")
     assert done.returncode == 3
     by_name = {row["restorer"]: row for row in cases(bench / "out")}
@@ -316,8 +282,9 @@ def test_a_refusal_is_one_line_with_its_exit_code(bench: Path, words: list[str],
     ],
 )
 def test_a_wrong_protocol_is_refused_by_name(bench: Path, old: str, new: str, says: str) -> None:
-    assert old in PROTOCOL
-    (bench / "small.toml").write_text(PROTOCOL.replace(old, new))
+    sound = (bench / "small.toml").read_text()
+    assert old in sound
+    (bench / "small.toml").write_text(sound.replace(old, new))
     done = run(bench, "--restorer", "input")
     assert done.returncode == 2
     assert says in last_line(done)
@@ -337,7 +304,7 @@ def test_a_folder_of_another_run_is_refused_and_a_larger_limit_extends(bench: Pa
     first = (bench / "out" / "records.jsonl").read_text()
     assert run(bench, *words, "--limit", "2").returncode == 0
     assert (bench / "out" / "records.jsonl").read_text().startswith(first)
-    (bench / "small.toml").write_text(PROTOCOL.replace("seed = 7", "seed = 8"))
+    small_protocol(bench, seed=8)
     done = run(bench, *words, "--limit", "1")
     assert done.returncode == 2
     digest = json.loads((bench / "out" / "run.json").read_text())["digest"]
@@ -354,10 +321,7 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_done(bench: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 100
-    while len(_lines(bench / "out" / "records.jsonl")) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: len(_lines(bench / "out" / "records.jsonl")) >= 2)
     started.send_signal(signal.SIGINT)
     _, errors = started.communicate(timeout=60)
     assert started.returncode == 130
@@ -365,19 +329,13 @@ def test_ctrl_c_ends_with_130_and_keeps_what_is_done(bench: Path) -> None:
     assert 2 <= len(_lines(bench / "out" / "records.jsonl")) < 30
 
 
-def _install_plugin(folder: Path, distribution: str, entries: str) -> None:
-    information = folder / f"{distribution}-1.0.dist-info"
-    information.mkdir(parents=True)
-    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-    (information / "entry_points.txt").write_text(f"[sembench.restorers]\n{entries}\n")
-
-
 def test_a_broken_plugin_stops_only_runs_that_name_it(bench: Path) -> None:
-    _install_plugin(bench / "site", "brokenpack", "broken = surely_not_there:Mine\ngaussian = else_where:Gaussian")
+    claims = {"broken": "surely_not_there:Mine", "gaussian": "else_where:Gaussian"}
+    install_plugin(bench / "site", "brokenpack", claims)
     variables = environment(bench, PYTHONPATH=str(bench / "site"))
 
     def ask(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(command(*words), cwd=bench, env=variables, capture_output=True, text=True, check=False)
+        return call(bench, *words, env=variables)
 
     listed = ask("list", "restorers", "--json")
     assert listed.returncode == 0, listed.stderr

@@ -4,24 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_rgb
+from pictures import coloured, decoded
 
 from sembench.figures import ACCENT, MOST_COLUMNS, difference_reach, intervals, panel, zoom_window
 from sembench.restorer import Image
-
-
-def decoded(path: Path) -> np.ndarray:
-    """(H, W, 3) in 0..255."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(path) as image:
-        assert image.format == "PNG"
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def where(pixels: np.ndarray, colour: str) -> np.ndarray:
-    """Rows and columns of the pixels that are exactly of one colour."""
-    return np.argwhere((pixels == np.rint(np.array(to_rgb(colour)) * 255)).all(axis=2))
 
 
 def scene() -> Image:
@@ -76,7 +62,7 @@ def test_intervals_stand_in_order_and_are_as_long_as_they_say(tmp_path: Path) ->
     for path in (tmp_path / "one.png", tmp_path / "two.png"):
         intervals(path, "a title", "PSNR (dB)", rows, {"affine": 27.0})
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-    dots = where(decoded(tmp_path / "one.png"), ACCENT)
+    dots = np.argwhere(coloured(decoded(tmp_path / "one.png"), ACCENT))
     gaps = np.flatnonzero(np.diff(np.unique(dots[:, 0])) > 5)
     assert len(gaps) == 2
     heights = np.split(np.unique(dots[:, 0]), gaps + 1)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from pictures import coloured, decoded
 
 from sembench import figures
 from sembench.metrology.contacts import Contact, ContactMeasurement
@@ -59,17 +59,6 @@ def image(seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
     bright = (np.arange(COLUMNS) - 20) % PITCH < WIDTH
     return (60 + 120 * bright + rng.normal(0, 15, (ROWS, COLUMNS))).astype(np.float32)
-
-
-def decoded(path: Path) -> np.ndarray:
-    from PIL import Image as Pillow
-
-    with Pillow.open(path) as opened:
-        return np.asarray(opened.convert("RGB")).astype(int)
-
-
-def coloured(pixels: np.ndarray, colour: str) -> np.ndarray:
-    return (pixels == np.rint(np.array(to_rgb(colour)) * 255)).all(axis=2)
 
 
 def shown_texts(figure: Figure) -> list[Any]:

@@ -4,15 +4,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from command_lines import call, command, wait_until
 from safetensors.numpy import load as load_numpy
+from small import LEARNING, protocol_file, records_of
 
 from sembench.errors import InputError, UnavailableError
 from sembench.execution import fits
@@ -21,27 +21,6 @@ from sembench.micrograph import write
 from sembench.protocol import load
 from sembench.registry import MethodTarget, find_method, resolve_settings
 from sembench.restorer import Budget
-
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Does the bench learn?"
-seed = 7
-
-[data]
-set = "semcorpus"
-size = 192
-fields = "s2s_fields"
-training_fields = "train_fields"
-
-[degradation]
-name = "paper"
-
-[metrics]
-primary = "psnr"
-names = ["psnr"]
-"""
 
 METHODS = '''
 import os, time
@@ -83,12 +62,10 @@ class Breaks(Restorer):
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+def bench(tmp_path: Path, no_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    protocol_file(tmp_path, metrics=("psnr",), data=LEARNING, fixed={})
     (tmp_path / "methods.py").write_text(METHODS)
-    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("MARKS", str(tmp_path / "marks"))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
     return tmp_path
 
 
@@ -225,29 +202,13 @@ def test_a_folder_keeps_every_fifth_image_for_validation(tmp_path: Path) -> None
         folder_images(tmp_path)
 
 
-def command(bench: Path, *words: str) -> list[str]:
-    return [sys.executable, "-m", "sembench", *words]
-
-
-def run(bench: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(bench, *words),
-        cwd=bench,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-    )
-
-
 def test_a_run_fits_first_once_and_its_records_name_the_state(bench: Path) -> None:
     words = ("run", "--protocol", "small.toml", "--restorer", "methods.py:Learner,input", "--data", "phantom")
     words = (*words, "--limit", "2", "--workers", "1", "--out", "out", "--json")
-    done = run(bench, *words, "--budget", "quick")
+    done = call(bench, *words, "--budget", "quick")
     assert done.returncode == 0, done.stderr
     assert "fitting Learner" in done.stderr
-    records = [json.loads(line) for line in (bench / "out" / "records.jsonl").read_text().splitlines()]
+    records = records_of(bench / "out")
     learnt = [record for record in records if record["restorer"] == "Learner"]
     state = next((bench / "cache" / "fits").glob("Learner-*/state.safetensors"))
     described = json.loads((state.parent / "fit.json").read_text())
@@ -257,9 +218,9 @@ def test_a_run_fits_first_once_and_its_records_name_the_state(bench: Path) -> No
     assert row["fit"]["state_sha256"] == described["state_sha256"]
     assert row["fit"]["identity"]["budget"][0] == "quick"
     assert load_numpy(state.read_bytes())["offset"].dtype == np.float16
-    assert run(bench, *words, "--budget", "quick").returncode == 0
+    assert call(bench, *words, "--budget", "quick").returncode == 0
     assert marks(bench) == 1
-    other = run(bench, *words, "--budget", "standard", "--dry-run")
+    other = call(bench, *words, "--budget", "standard", "--dry-run")
     assert learnt[0]["row"] not in other.stdout
     assert "to be made" in other.stdout
 
@@ -270,20 +231,17 @@ def test_a_fit_killed_in_the_middle_is_never_served_as_done(bench: Path) -> None
         write(bench / "mine" / f"{i}.png", np.random.default_rng(i).uniform(0, 255, (240, 250)).astype(np.float32))
     words = ("adapt", "methods.py:Learner", "--protocol", "small.toml", "--data", "mine", "--budget", "quick")
     slow = subprocess.Popen(
-        command(bench, *words),
+        command(*words),
         cwd=bench,
         env={**os.environ, "FIT_SECONDS": "60"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 120
-    while not marks(bench):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: marks(bench), 120)
     slow.send_signal(signal.SIGKILL)
     slow.wait()
     assert not list((bench / "cache" / "fits").glob("*/fit.json"))
-    done = run(bench, *words, "--json", "--out", "states")
+    done = call(bench, *words, "--json", "--out", "states")
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     assert marks(bench) == 2
@@ -292,11 +250,11 @@ def test_a_fit_killed_in_the_middle_is_never_served_as_done(bench: Path) -> None
     state = (bench / told["state"]).read_bytes()
     write(bench / "image.tif", np.full((64, 64), 100, np.float32))
     restored = ("restore", "image.tif", "--restorer", "methods.py:Learner", "-o", "out.npy")
-    with_state = run(bench, *restored, "--state", told["state"])
+    with_state = call(bench, *restored, "--state", told["state"])
     assert with_state.returncode == 0, with_state.stderr
     offset = float(load_numpy(state)["offset"][0])
     np.testing.assert_allclose(np.load(bench / "out.npy"), 100 - offset, atol=1 / 256)
-    without = run(bench, *restored)
+    without = call(bench, *restored)
     assert without.returncode == 4
     assert "sembench adapt methods.py:Learner" in without.stderr
     assert without.stderr.count("\n") == 1

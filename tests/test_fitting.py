@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from small import texture
 from torch import Tensor, nn
 
 from restorers import fitting
@@ -25,8 +24,7 @@ def few_validation_patches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def training(seed: int = 0, folder: Path | None = None, on_progress: Any = None, steps: int = STEPS) -> TrainingSet:
-    field = gaussian_filter(np.random.default_rng(0).standard_normal((256, 256)), 3)
-    image = np.clip(120 + 40 * field / field.std(), 0, 255).astype(np.float32)
+    image = texture(256, 256)
     budget = Budget("quick", steps, 1)
     return TrainingSet((image,), (image[::-1].copy(),), "paper", budget, seed, "cpu", folder, on_progress)
 

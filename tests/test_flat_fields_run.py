@@ -2,32 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
-
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "What is drawn where there is nothing?"
-seed = 7
-
-[data]
-set = "semcorpus"
-size = 192
-fields = "s2s_fields"
-
-[degradation]
-name = "paper"
-
-[metrics]
-primary = "psnr"
-names = ["psnr"]
-"""
+from command_lines import call
+from small import protocol_file, records_of
 
 METHODS = '''
 import numpy as np
@@ -50,28 +30,24 @@ class Sulky(Restorer):
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "small.toml").write_text(PROTOCOL)
+def bench(tmp_path: Path, no_data: Path) -> Path:
+    protocol_file(tmp_path, metrics=("psnr",), data={"fields": "s2s_fields"}, fixed={})
     (tmp_path / "methods.py").write_text(METHODS)
-    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
     return tmp_path
 
 
-def run(bench: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(bench: Path, *words: str) -> CompletedProcess[str]:
+    """A run of four cases."""
     names = "input,gaussian,methods.py:Painter,methods.py:Sulky"
     words = ("run", "--protocol", "small.toml", "--restorer", names, "--data", "phantom", "--out", "out", *words)
-    return subprocess.run(
-        [sys.executable, "-m", "sembench", *words, "--limit", "4", "--workers", "1"],
-        cwd=bench, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+    return call(bench, *words, "--limit", "4", "--workers", "1")
 
 
 def test_flat_fields_are_told_beside_the_cases_and_are_in_no_mean(bench: Path) -> None:
     done = run(bench)
     assert done.returncode == 0, done.stderr
     assert "invented_structure" in done.stdout.replace("\n", "_")
-    cases = [json.loads(line) for line in (bench / "out" / "records.jsonl").read_text().splitlines()]
+    cases = records_of(bench / "out")
     assert {record["case"] for record in cases} == {"P001", "P002", "P003", "P004"}
     assert all(set(record["metrics"]) == {"psnr"} for record in cases)
     flat = list(csv.DictReader((bench / "out" / "flat.csv").open()))

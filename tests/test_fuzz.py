@@ -219,10 +219,8 @@ def lines(draw: st.DrawFn) -> list[str]:
 @example(["run", "--out", "\udcff", "--restorer", "input", "--dry-run", "--data", "phantom"])
 @example(["run", "--shard", "3/2", "--restorer", "input", "--dry-run", "--data", "phantom"])
 @example(["merge", "nowhere"])
-def test_any_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: list[str]) -> None:
+def test_any_command_line(tmp_path: Path, no_data: Path, monkeypatch: pytest.MonkeyPatch, line: list[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
     monkeypatch.setattr(sys, "argv", ["sembench", *line])
     out, errors = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors=how) for how in ("strict", "backslashreplace"))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors), pytest.raises(SystemExit) as ended:

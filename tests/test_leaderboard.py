@@ -7,7 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from small import protocol_file, records_of, write_records
 
 from sembench import phantom, protocol
 from sembench.cases import fields
@@ -37,31 +38,8 @@ from sembench.leaderboard.submission import review
 from sembench.leaderboard.verify import verify
 from sembench.registry import find_method, resolve_settings
 
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Does the leaderboard hold?"
-seed = 7
-published = true
-time_limit_s = 60
+published_protocol = partial(protocol_file, published=True, time_limit_s=60, data={"also": ["phantom"]})
 
-[data]
-set = "semcorpus"
-size = 192
-also = ["phantom"]
-
-[degradation]
-name = "paper"
-
-[degradation.fixed]
-rx = 2.0
-ry = 2.0
-
-[metrics]
-primary = "psnr"
-names = ["psnr", "ssim"]
-"""
 PLUGIN = '''
 from sembench.restorer import Restorer
 
@@ -105,9 +83,8 @@ def patched() -> Iterator[None]:
         yield
 
 
-def _run(folder: Path, text: str = PROTOCOL, **asked: Any) -> Path:
-    file = folder.with_suffix(".toml")
-    file.write_text(text)
+def _run(folder: Path, **asked: Any) -> Path:
+    file = published_protocol(folder.parent)
     request = RunRequest(asked.pop("restorers", RESTORERS), str(file), "phantom", folder, workers=1, **asked)
     execute(prepare(request), request)
     return folder
@@ -157,11 +134,10 @@ def _unproven(findings: list[Finding]) -> set[str]:
 
 
 def _edit_records(folder: Path, edit: Callable[[dict[str, Any]], None], name: str = "records.jsonl") -> None:
-    path = folder / name
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = records_of(folder, name)
     for record in records:
         edit(record)
-    path.write_text("".join(json.dumps(record, sort_keys=True) + "\n" for record in records))
+    write_records(folder, records, name)
 
 
 def _edit_description(folder: Path, edit: Callable[[dict[str, Any]], None]) -> None:
@@ -176,7 +152,7 @@ def _edit_description(folder: Path, edit: Callable[[dict[str, Any]], None]) -> N
 
 def test_rows_hold_the_means_of_the_records(run: Path, published: Path) -> None:
     rows = {row.restorer: row for row in read_rows(published / TABLE)}
-    records = [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
+    records = records_of(run)
     assert list(rows) == ["gaussian", "input", "median", "affine"]
     for name, row in rows.items():
         for metric in METRICS:
@@ -266,7 +242,7 @@ def test_failed_cases_are_counted_with_their_reason(copied: Path, leaderboard: P
 
 
 def test_flat_fields_are_published_beside_the_metrics_and_rank_nobody(run: Path, published: Path) -> None:
-    flat = [json.loads(line) for line in (run / "flat.jsonl").read_text().splitlines()]
+    flat = records_of(run, "flat.jsonl")
     rows = {row.restorer: row for row in read_rows(published / TABLE)}
     for name, row in rows.items():
         values = [record["metrics"]["invented_structure"] for record in flat if record["restorer"] == name]
@@ -835,7 +811,7 @@ def test_a_changed_protocol_file_is_named(copied: Path, monkeypatch: pytest.Monk
 def test_a_protocol_changed_where_it_is_installed_is_named(
     copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = tmp_path / "small.toml"
+    file = published_protocol(tmp_path)
     installed = claims.plugin
 
     class Entry:
@@ -845,15 +821,14 @@ def test_a_protocol_changed_where_it_is_installed_is_named(
     monkeypatch.setattr(claims, "plugins", lambda group: {"small": []})
     monkeypatch.setattr(claims, "plugin", lambda group, name: Entry() if name == "small" else installed(group, name))
     monkeypatch.setattr(claims, "load", lambda name: protocol.load(str(file)))
-    file.write_text(PROTOCOL)
     found = {finding.check: finding for finding in verify(copied, NOTHING)}
     assert found["protocol"].outcome == "proven"
-    file.write_text(PROTOCOL.replace("seed = 7", "seed = 8"))
+    published_protocol(tmp_path, seed=8)
     assert "small v1" in _failed(verify(copied, NOTHING))["protocol"]
-    file.write_text(PROTOCOL)
+    published_protocol(tmp_path)
     file.with_name("lock.toml").write_text(f'[protocols]\nsmall-v1 = "{"0" * 64}"\n')
     assert "released" in _failed(verify(copied, NOTHING))["protocol"]
-    file.write_text(PROTOCOL.replace("version = 1", "version = 2"))
+    published_protocol(tmp_path, version=2)
     assert "protocol" in _unproven(verify(copied, NOTHING))
 
 

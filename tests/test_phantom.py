@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from command_lines import invoke
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import erf, gamma, kv
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from sembench import phantom
 from sembench.errors import InputError
@@ -375,7 +376,7 @@ def command(*words: str) -> Result:
 
     app = typer.Typer()
     app.command()(function)
-    return CliRunner().invoke(app, list(words))
+    return invoke(app, *words)
 
 
 @pytest.mark.parametrize("kind", phantom.CORPUS_KINDS)

@@ -2,10 +2,10 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+
+from command_lines import call
 
 from sembench.checks import check_restorer
 
@@ -20,9 +20,7 @@ def test_the_restorer_of_the_readme_runs_as_it_stands(tmp_path: Path) -> None:
     results = check_restorer(f"{tmp_path / 'mine.py'}:Unsharp")
     assert [result for result in results if result.outcome == "failed"] == []
     command = "run --restorer mine.py:Unsharp,input --data phantom --limit 1 --set Unsharp.amount=0.5 --json"
-    done = subprocess.run(
-        [sys.executable, "-m", "sembench", *command.split()], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = call(tmp_path, *command.split())
     assert done.returncode == 0, done.stderr
     rows = {row["restorer"]: row["metrics"] for row in json.loads(done.stdout)["rows"]}
     assert rows["Unsharp"]["psnr_matched"]["mean"] > rows["input"]["psnr_matched"]["mean"]

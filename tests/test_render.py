@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_lines import refuse, succeed
 from PIL import Image
-from typer.testing import CliRunner
+from small import write_records
 
 from sembench.cases import plan_cases
 from sembench.commands import app
@@ -239,16 +240,13 @@ def test_what_was_not_published_is_not_shown(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text("{}")
-    result = CliRunner().invoke(app, ["render", str(run)])
-    assert isinstance(result.exception, InputError)
-    assert "run folder" in str(result.exception)
+    assert "run folder" in refuse(app, InputError, "render", run)
 
 
 def test_the_command_says_what_it_wrote(board: Path, tmp_path: Path) -> None:
     readme = tmp_path / "README.md"
     readme.write_text("nothing marked\n")
-    result = CliRunner().invoke(app, ["render", str(board), "--readme", str(readme), "--json"])
-    assert result.exit_code == 0, result.output
+    result = succeed(app, "render", board, "--readme", readme, "--json")
     assert json.loads(result.stdout) == {"page": str(board / "index.html"), "readmes": {str(readme): []}}
     assert readme.read_text() == "nothing marked\n"
 
@@ -282,7 +280,7 @@ def write_made_up_run(
         **{"data": data, "data_digest": plan.digest, "metrics": ["psnr_matched"], "rows": described},
     }
     (folder / "run.json").write_text(json.dumps(description | told))
-    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_records(folder, records)
     return folder
 
 
@@ -425,14 +423,10 @@ def test_a_run_on_the_tables_own_data_comes_first_and_real_images_are_noticed(
 
 def test_the_command_takes_runs_and_refuses_what_is_none(board: Path, phantom_run: Path, tmp_path: Path) -> None:
     before = (board / "index.html").read_bytes()
-    result = CliRunner().invoke(app, ["render", str(board), "--images", str(tmp_path)])
-    assert isinstance(result.exception, InputError)
-    assert str(result.exception).startswith(f"{tmp_path}: not a run folder")
-    assert "\n" not in str(result.exception)
+    assert refuse(app, InputError, "render", board, "--images", tmp_path).startswith(f"{tmp_path}: not a run folder")
     assert (board / "index.html").read_bytes() == before
     other = write_made_up_run(tmp_path / "other", "s2r", {"input-00000000": 20.0})
-    result = CliRunner().invoke(app, ["render", str(board), "--images", str(phantom_run), "--images", str(other)])
-    assert result.exit_code == 0, result.output
+    result = succeed(app, "render", board, "--images", phantom_run, "--images", other)
     assert (
         result.stderr == f"notice: {other}: is of protocol s2r v1, of which there is no table: nothing of it is shown\n"
     )

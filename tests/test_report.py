@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small import protocol_text
 
 from sembench.cases import PHANTOM, plan_cases
 from sembench.execution.plan import Row
@@ -19,25 +20,6 @@ from sembench.protocol import parse
 from sembench.report import write_derived
 
 HOSTILE = "<script>alert(1)</script>"
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Is <b>this</b> shown?"
-seed = 7
-
-[data]
-set = "semcorpus"
-size = 192
-
-[degradation.fixed]
-rx = 2.0
-ry = 2.0
-
-[metrics]
-primary = "psnr"
-names = ["psnr", "ssim"]
-"""
 BY_ROW = {
     "input": (20.0, 0.6),
     "better": (25.0, 0.8),
@@ -57,7 +39,7 @@ def record(row: Row, case: str, group: str, **told: Any) -> dict[str, Any]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder of 12 cases in 12 groups with its report: a failure, a case left out, a value that is missing."""
     folder = tmp_path_factory.mktemp("run")
-    protocol = parse(PROTOCOL, "small.toml")
+    protocol = parse(protocol_text(question="Is <b>this</b> shown?"), "small.toml")
     cases = plan_cases(protocol, PHANTOM, limit=12)
     rows = [
         Row(

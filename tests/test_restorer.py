@@ -5,16 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
+from small import texture
 
 from sembench.errors import InputError
 from sembench.optics import BroadDegradation, degrade
 from sembench.restorer import PATCH_MARGIN, PATCH_SIDE, Budget, Image, PairSet, Patch, Start, TrainingSet
-
-
-def texture(height: int, width: int, seed: int = 0) -> Image:
-    field = gaussian_filter(np.random.default_rng(seed).standard_normal((height, width)), 3)
-    return np.clip(120 + 40 * field / field.std(), 0, 255).astype(np.float32)
 
 
 def training(*images: Image, degradation: str = "paper", seed: int = 0, batch: int = 4) -> TrainingSet:

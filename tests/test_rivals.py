@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter, uniform_filter
+from scipy.ndimage import uniform_filter
+from small import texture
 from torch import Tensor
 
 from restorers import fitting
@@ -16,7 +17,6 @@ from restorers.unet.feed_forward import apply_anywhere, cost
 from sembench.errors import InputError
 from sembench.optics import Degradation, degrade
 from sembench.registry import load_method
-from sembench.restorer import Image
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"width": 8, "coarse_blocks": 1},
@@ -26,11 +26,6 @@ SMALL: dict[str, dict[str, Any]] = {
     "nafnet": {"width": 16, "middle": 1},
 }
 NAMES = list(SMALL)
-
-
-def texture(height: int, width: int, seed: int = 0) -> Image:
-    field = gaussian_filter(np.random.default_rng(seed).standard_normal((height, width)), 3)
-    return np.clip(120 + 40 * field / field.std(), 0, 255).astype(np.float32)
 
 
 def batch(side: int = 96, number: int = 2) -> dict[str, Tensor]:

@@ -1,13 +1,13 @@
 """The table that `sembench run` prints, of records whose scores are known."""
 
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from small import protocol_text
 
 from sembench.cases import PHANTOM, plan_cases
 from sembench.commands import run as module
@@ -18,35 +18,18 @@ from sembench.protocol import parse
 from sembench.results import ordered, ordering_metric, summarise
 from sembench.statistics import mean_interval
 
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "What stands in the table?"
-seed = 7
-
-[data]
-set = "semcorpus"
-size = 192
-
-[degradation.fixed]
-rx = 2.0
-ry = 2.0
-
-[metrics]
-primary = "psnr"
-names = ["ssim", "psnr"]
-"""
 GROUPS = 12
 SKEWED = 15 + np.random.default_rng(4).lognormal(1.2, 0.6, GROUPS)
 
 
 def _shown(
-    folder: Path, capsys: pytest.CaptureFixture[str], psnr: dict[str, Sequence[float]], names: Sequence[str] = ()
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    psnr: dict[str, Sequence[float]],
+    names: Sequence[str] = ("ssim", "psnr"),
 ) -> str:
     """What is printed of a run of one case a group; psnr: restorer -> its values."""
-    text = PROTOCOL.replace('["ssim", "psnr"]', json.dumps(names)) if names else PROTOCOL
-    protocol = parse(text, "small.toml")
+    protocol = parse(protocol_text(metrics=names), "small.toml")
     rows = tuple(Row(name, "", "restorer", {}, f"{name}-1") for name in psnr)
     count = len(next(iter(psnr.values())))
     cases = plan_cases(protocol, PHANTOM, limit=count)

@@ -1,17 +1,16 @@
 """Real pairs to learn from: which ones, how they are matched, and fits that go on from another's state."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, shift
+from command_lines import call
+from scipy.ndimage import gaussian_filter
+from small import pair_folder, scene
 
-from sembench import micrograph, phantom
+from sembench import micrograph
 from sembench.cases import STAND_IN
 from sembench.errors import InputError
 from sembench.execution import adaptation, fits
@@ -42,10 +41,8 @@ class Learner(Restorer):
 
 
 @pytest.fixture
-def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def bench(tmp_path: Path, no_data: Path) -> Path:
     (tmp_path / "methods.py").write_text(METHOD)
-    monkeypatch.setenv("SEMBENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("SEMBENCH_DATA", raising=False)
     return tmp_path
 
 
@@ -59,17 +56,9 @@ def steps(state: fits.FittedState) -> float:
     return float(fits.load_state(state.path, state.sha256)["steps"])
 
 
-def pair_folder(folder: Path, number: int) -> Path:
-    """References at half the contrast of their inputs, moved by 1.4 px."""
-    rng = np.random.default_rng(0)
-    for part in ("input", "reference"):
-        (folder / part).mkdir(parents=True)
-    for i in range(1, number + 1):
-        scene = phantom.corpus_scene(5, f"P{i + 2:03d}", 256).image
-        moved = np.clip(shift(scene, (0.0, 1.4), order=3, mode="nearest") + rng.normal(0, 8, scene.shape), 0, 255)
-        micrograph.write(folder / "input" / f"{i}.tif", moved, None)
-        micrograph.write(folder / "reference" / f"{i}.tif", 40 + 0.5 * scene, None)
-    return folder
+def own_pairs(folder: Path, number: int) -> Path:
+    """References at half the contrast of their inputs."""
+    return pair_folder(folder, map(str, range(1, number + 1)), blur=0, offset=40, gain=0.5)
 
 
 def test_the_protocol_s_numbers() -> None:
@@ -142,7 +131,7 @@ def test_simulated_pairs_stand_in_for_real_ones() -> None:
 
 
 def test_a_folder_s_pairs_are_registered_and_matched(tmp_path: Path) -> None:
-    found = training_pair_folder(REAL_PAIRS, pair_folder(tmp_path / "mine", 3), None, "0")
+    found = training_pair_folder(REAL_PAIRS, own_pairs(tmp_path / "mine", 3), None, "0")
     assert found.number == 2
     pairs = found.training_set("broad")
     for reference, degraded in zip(pairs.images, pairs.inputs, strict=True):
@@ -158,9 +147,9 @@ def test_a_folder_s_pairs_are_registered_and_matched(tmp_path: Path) -> None:
 
 
 def test_a_pair_of_two_fields_and_a_lone_pair_are_refused(tmp_path: Path) -> None:
-    folder = pair_folder(tmp_path / "mine", 2)
+    folder = own_pairs(tmp_path / "mine", 2)
     (folder / "reference" / "1.tif").unlink()
-    micrograph.write(folder / "reference" / "1.tif", phantom.corpus_scene(5, "P009", 256).image, None)
+    micrograph.write(folder / "reference" / "1.tif", scene(9), None)
     with pytest.raises(InputError, match="nothing can be learnt from pair 1") as refusal:
         training_pair_folder(REAL_PAIRS, folder, None, "0").training_set("broad")
     assert "\n" not in str(refusal.value)
@@ -189,17 +178,14 @@ def test_a_number_of_pairs_that_is_not_there(
 
 
 def test_adapt_on_one_s_own_pairs(bench: Path) -> None:
-    folder = pair_folder(bench / "mine", 3)
+    folder = own_pairs(bench / "mine", 3)
     method = f"{bench / 'methods.py'}:Learner"
     own = adaptation.prepare(adaptation.AdaptRequest(method, "real_pairs", str(folder), crop_bottom="0"))
     assert (own.kept_as, own.identity["degradation"]) == ("Learner-broad-pairs2", "broad")
     assert own.start is not None
     assert own.start.digest == plan(bench, "kriss", 0).digest
     words = ("adapt", "methods.py:Learner", "--protocol", "real_pairs", "--data", "phantom", "--pairs", "2")
-    done = subprocess.run(
-        [sys.executable, "-m", "sembench", *words, "--budget", "quick", "--out", "states", "--json"],
-        cwd=bench, env=dict(os.environ), capture_output=True, text=True, check=False, timeout=250,
-    )  # fmt: skip
+    done = call(bench, *words, "--budget", "quick", "--out", "states", "--json")
     assert done.returncode == 0, done.stderr
     told: dict[str, Any] = json.loads(done.stdout)
     assert Path(told["state"]).name == "Learner-broad-pairs2.safetensors"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.ndimage import gaussian_filter
+from small import texture
 from torch import nn
 
 from restorers import fitting
@@ -15,12 +15,7 @@ from restorers.unet.network import UNet, charbonnier
 from restorers.unet.restorer import Unet
 from sembench import restorer
 from sembench.errors import InputError
-from sembench.restorer import Budget, Image, TrainingSet
-
-
-def texture(height: int, width: int, seed: int = 0) -> Image:
-    field = gaussian_filter(np.random.default_rng(seed).standard_normal((height, width)), 3)
-    return np.clip(120 + 40 * field / field.std(), 0, 255).astype(np.float32)
+from sembench.restorer import Budget, TrainingSet
 
 
 def shaken(network: nn.Module, seed: int = 0) -> nn.Module:
