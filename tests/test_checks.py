@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -342,6 +343,20 @@ def test_a_method_that_looks_at_the_whole_image_is_told_not_to_tile(folder: Path
     results = check_restorer(f"{folder}/methods.py:Breaks_tiling_seamless", only=["tiling_seamless"])
     assert "leave tile_overlap out" in why(results)
     assert "whole image" in why(results)
+
+
+def test_distributions_are_found_where_another_package_has_taken_that_from_python_s_finder() -> None:
+    """As the backport of importlib.metadata does in every process that imports it."""
+    code = (
+        "import sys, importlib.metadata\n"
+        "from importlib.machinery import PathFinder\n"
+        "del PathFinder.find_distributions\n"
+        "from sembench.checks.fresh import _Hiding\n"
+        "sys.meta_path[:] = [_Hiding(['torch'])]\n"
+        "print(importlib.metadata.version('sembench'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, version("sembench")), done.stderr
 
 
 def test_an_import_that_asks_the_network_is_caught_even_if_it_hides_it(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Cases on the workers of a dask scheduler: the records of a local run, wherever the files lie and whoever dies."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,10 +98,10 @@ def local(bench: Path) -> list[Record]:
     return run(bench, "local", ("input", "Draws"), workers=1)
 
 
-def run(bench: Path, out: str, names: tuple[str, ...], **options: Any) -> list[Record]:
+def run(bench: Path, out: str, names: tuple[str, ...], hear: Any = None, **options: Any) -> list[Record]:
     restorers = tuple(f"{bench / 'methods.py'}:{name}" if name[0].isupper() else name for name in names)
     request = RunRequest(restorers, str(bench / "small.toml"), str(bench / "images"), bench / out, **options)
-    return execute(prepare(request), request)
+    return execute(prepare(request), request, None, hear)
 
 
 def told(records: list[Record]) -> list[Record]:
@@ -183,6 +184,40 @@ def test_a_file_is_found_by_path_only_where_it_is_the_same(tmp_path: Path) -> No
     assert shipping.place(parcel, shelf, {}) is None
 
 
+def test_that_a_run_waits_for_workers_is_told_until_there_are_some(
+    bench: Path, local: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "LOOK_S", 0.05)
+    monkeypatch.setattr(cluster, "TELL_AFTER_S", 0.3)
+    heard: list[str] = []
+    nodes = distributed.LocalCluster(
+        n_workers=0, threads_per_worker=1, processes=False, dashboard_address=":0", silence_logs=50
+    )
+    with nodes as running:
+
+        def hear(name: str, told: Any, notice: str) -> None:
+            heard.append(notice)
+            if len(heard) == 3:
+                running.scale(1)
+
+        spread = run(bench, "awaited", ("input",), hear=hear, scheduler=running.scheduler_address)
+    assert told(spread) == [record for record in told(local) if record["restorer"] == "input"]
+    *waits, found = heard
+    assert len(waits) >= 3
+    for notice, seconds in zip(waits, ("0.3 s", "0.6 s", "1.2 s"), strict=False):
+        assert notice.startswith(f"{running.scheduler_address} has had no worker for {seconds}, ")
+        assert f"dask worker {running.scheduler_address}" in notice
+        assert "\n" not in notice
+    assert found == f"{running.scheduler_address} has 1 worker now: the run goes on"
+
+
+def test_that_all_workers_are_there_is_not_told(bench: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "LOOK_S", 0.02)
+    heard: list[str] = []
+    run(bench, "quiet", ("input",), hear=lambda name, told, notice: heard.append(notice), scheduler=scheduler)
+    assert heard == []
+
+
 @pytest.mark.slow
 def test_workers_that_die_are_survived(bench: Path) -> None:
     Picture.fromarray(np.full((48, 48), 90, np.uint8)).save(bench / "images" / "small.png")
@@ -200,3 +235,13 @@ def test_workers_that_die_are_survived(bench: Path) -> None:
     }
     assert "every worker that took it died" in by_key["Deserts", "small"]["reason"]
     assert "killed its worker" in by_key["Dies", "one"]["reason"]
+
+
+def test_no_traceback_of_dask_or_tornado_is_printed_over_our_own_error(
+    scheduler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("distributed.client", "tornado.application", "asyncio")]
+    for logger in loggers:
+        monkeypatch.setattr(logger, "level", logging.ERROR)
+    with cluster._connected(scheduler):
+        assert not any(logger.isEnabledFor(logging.ERROR) for logger in loggers)

@@ -230,8 +230,8 @@ def test_records_of_another_run_that_other_code_made_are_not_taken(bench: Bench)
     (record,) = execute(plan, request, None, lambda name, _, notice: heard.append((name, notice)), taken)
     assert record["metrics"] != taken[0].record["metrics"]
     assert bench.row()["code_sha256"] == new
-    ((name, notice),) = heard
-    assert name == "dims"
+    (name, notice), last = heard
+    assert (name, last) == ("dims", ("", "reused, 0 records: nothing"))
     assert "other code" in notice
     assert str(bench.folder / "first") in notice
 
@@ -240,6 +240,17 @@ def test_records_of_another_run_that_other_code_made_are_not_taken(bench: Bench)
     (record,) = execute(plan, replace(request, out=plan.folder), None, None, taken)
     assert record["metrics"] == taken[0].record["metrics"]
     assert bench.row("third")["code_sha256"] == old
+
+
+def test_records_of_other_code_are_not_counted_as_reused(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.run(out="first", restorers=("dims", "input"))
+    bench.change("60")
+    monkeypatch.chdir(bench.folder)
+    words = "run --protocol small.toml --data phantom --restorer dims,input --limit 1 --workers 1 --reuse first"
+    done = CliRunner().invoke(app, [*words.split(), "--out", "out"])
+    assert done.exit_code == 0, done.output
+    assert "dims: 2 records of first are not taken: other code made them" in done.stderr
+    assert "reused, 2 records: input\n" in done.stderr
 
 
 def test_the_command_says_it_in_one_line_and_the_report_names_the_package(

@@ -2,69 +2,34 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+from command_lines import Tell, exit_code
+from small import protocol_file
 
 from sembench.cases import fields
-from sembench.commands import main, progress
+from sembench.commands import progress
 from sembench.leaderboard import eligibility
 from sembench.leaderboard.rows import read_rows
 
-PROTOCOL = """
-name = "small"
-version = 3
-title = "Small cases"
-question = "Does the leaderboard hold?"
-seed = 7
-published = true
-time_limit_s = 60
-
-[data]
-set = "semcorpus"
-size = 192
-also = ["phantom"]
-
-[degradation]
-name = "paper"
-
-[metrics]
-primary = "psnr"
-names = ["psnr"]
-"""
-Tell = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def tell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Tell:
-    """Run a command line; its exit code, stdout and stderr."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sembench", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        told = capsys.readouterr()
-        return int(left.value.code or 0), told.out, told.err
-
-    return command
+published_protocol = partial(
+    protocol_file, version=3, published=True, time_limit_s=60, metrics=("psnr",), data={"also": ["phantom"]}, fixed={}
+)
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A small run on simulated scenes, taken for real ones; not to be changed."""
     folder = tmp_path_factory.mktemp("run")
-    (folder / "small.toml").write_text(PROTOCOL)
+    protocol = published_protocol(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fields, "PHANTOM_CASES", 3)
         patch.setattr(eligibility, "SIMULATED", ())
-        asked = ["--restorer", "input,gaussian", "--protocol", folder / "small.toml", "--data", "phantom"]
-        told = ["sembench", "run", *asked, "--out", folder / "run", "--workers", 1, "--json"]
-        patch.setattr(sys, "argv", [str(word) for word in told])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert not left.value.code
+        asked = ("--restorer", "input,gaussian", "--protocol", protocol, "--data", "phantom", "--out", folder / "run")
+        assert exit_code(patch, "run", *asked, "--workers", 1, "--json") == 0
         yield folder / "run"
 
 
@@ -124,20 +89,17 @@ class Quick(Restorer):
 def with_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of seven restorers out of a file, one of which has all cases, and of one of ours; not to be changed."""
     folder = tmp_path_factory.mktemp("file")
-    (folder / "small.toml").write_text(PROTOCOL)
+    published_protocol(folder)
     names = ["Quick", *(f"Quick{number}" for number in range(6))]
     (folder / "quick.py").write_text(QUICK + "".join(f"class {name}(Quick):\n    pass\n" for name in names[1:]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fields, "PHANTOM_CASES", 3)
         patch.setattr(eligibility, "SIMULATED", ())
         patch.chdir(folder)
-        for asked, limit in ((names[1:], 2), (names[:1], 3)):
-            methods = ",".join(f"quick.py:{name}" for name in asked) + (",input" if limit == 3 else "")
-            told = ["sembench", "run", "--restorer", methods, "--protocol", "small.toml", "--data", "phantom"]
-            patch.setattr(sys, "argv", [*told, "--out", "run", "--workers", "1", "--json", "--limit", str(limit)])
-            with pytest.raises(SystemExit) as left:
-                main()
-            assert not left.value.code
+        for chosen, limit in ((names[1:], 2), (names[:1], 3)):
+            methods = ",".join(f"quick.py:{name}" for name in chosen) + (",input" if limit == 3 else "")
+            asked = ("--restorer", methods, "--protocol", "small.toml", "--data", "phantom", "--limit", limit)
+            assert exit_code(patch, "run", *asked, "--out", "run", "--workers", 1, "--json") == 0
         yield folder / "run"
 
 
@@ -176,6 +138,19 @@ def test_verify_tells_how_far_it_is_on_stderr(
         assert text in err, text
     monkeypatch.setattr(progress, "SECONDS_A_LINE", 1e6)
     assert tell("verify", run, "--sample", 0, "--restore", 0)[2] == ""
+
+
+def test_publish_tells_how_far_it_is_on_stderr(
+    run: Path, tmp_path: Path, tell: Tell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", -1.0)
+    code, out, err = tell("publish", run, "--to", tmp_path / "to", "--sample", 1, "--json")
+    assert code == 0
+    assert json.loads(out)["rows"]
+    for text in ("1 of 6 (", "6 of 6 (", "): images", "2 of 2 (", "): scores again"):
+        assert text in err, text
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", 1e6)
+    assert tell("publish", run, "--to", tmp_path / "to", "--sample", 0)[2] == ""
 
 
 def test_what_cannot_be_done_is_one_line(

@@ -1,5 +1,6 @@
 """Pages keep their word: links lead somewhere, tables hold what is registered, commands and code are real."""
 
+import contextlib
 import importlib.util
 import re
 import shlex
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import typer
 
-from sembench.checks import check_restorer
+from sembench.checks import CHECKS, check_restorer
 from sembench.commands import app
 from sembench.datasets.manifest import load_fields, load_line_images, load_manifest, names
 from sembench.line_scenes import SCENES
@@ -240,7 +241,8 @@ def console_lines(page: Path) -> list[str]:
         if not re.match(r"```(console|bash|)\n", block):
             continue
         for line in re.sub(r"\\\n\s*", "", block).splitlines():
-            call = re.match(r"(?:\$ )?(?:\w+=\S+ )*(?:\S*/)?(?:sembench|python -m sembench) (.*)", line)
+            runs = r"(?:sembench|python -m sembench|torchrun .*-m sembench) (.*)"
+            call = re.match(r"(?:\$ )?(?:\w+=\S+ )*(?:\S*/)?" + runs, line)
             if call:
                 found.append(call[1])
     return found
@@ -356,6 +358,21 @@ def test_the_methods_that_are_shown_restore(methods: Path) -> None:
     assert errors == sorted(errors)
     noise = generator(1, "flat").normal(128, 5, (64, 64)).astype(np.float32)
     assert np.std(lee.restore(noise)) < 0.5 * np.std(noise)
+
+
+def test_the_pytest_cases_that_are_shown_pass(methods: Path) -> None:
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text_of(DOCS / "adding-a-method.md"), re.DOTALL)
+                if "parametrize_with_checks" in block)  # fmt: skip
+    names: dict[str, Any] = {}
+    exec(code.replace('"lee"', repr(f"{methods / 'lee.py'}:Lee")), names)
+    (mark,) = names["test_contract"].pytestmark
+    assert len(mark.args[1]) == 2 * len(CHECKS)
+    passed = 0
+    for case in mark.args[1]:
+        with contextlib.suppress(pytest.skip.Exception):
+            names["test_contract"](*case.values)
+            passed += 1
+    assert passed >= 2 * 10
 
 
 def test_the_entry_point_that_is_shown_is_of_the_group_that_is_searched() -> None:

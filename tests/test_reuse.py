@@ -115,10 +115,18 @@ def test_an_image_that_changed_is_not_taken(first: Path, tmp_path: Path) -> None
 def test_the_command_says_what_it_took(first: Path, tmp_path: Path) -> None:
     (tmp_path / "asked.toml").write_text(ALIKE)
     words = ["run", "--protocol", str(tmp_path / "asked.toml"), "--data", "phantom", "--limit", "2", "--workers", "1"]
-    words += ["--restorer", "input,gaussian", "--reuse", str(first), "--out", str(tmp_path / "out")]
-    result = CliRunner().invoke(app, words)
-    assert result.exit_code == 0, result.output
-    assert "reused, 8 records: gaussian, input" in result.output
-    result = CliRunner().invoke(app, [*words[:-4], "--reuse", str(tmp_path), "--out", str(tmp_path / "more")])
+    words += ["--restorer", "input,gaussian"]
+
+    def told(out: str, *reuse: Path) -> str:
+        given = [word for run in reuse for word in ("--reuse", str(run))]
+        result = CliRunner().invoke(app, [*words, *given, "--out", str(tmp_path / out)])
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    assert "reused, 8 records: gaussian, input" in told("out", first)
+    assert "reused, 0 records: nothing" in told("out", first), "all of them are there already"
+    twin = Path(shutil.copytree(first, tmp_path / "twin"))
+    assert "reused, 8 records: gaussian, input" in told("more", first, twin), "what both hold is taken once"
+    result = CliRunner().invoke(app, [*words, "--reuse", str(tmp_path), "--out", str(tmp_path / "none")])
     assert result.exit_code != 0
     assert "not a run folder" in result.output or "not a run folder" in str(result.exception)

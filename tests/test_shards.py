@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
+from command_lines import succeed
+from small import protocol_file, write_records
 
-from sembench.commands import app
+from sembench.commands import app, progress
 from sembench.errors import InputError
 from sembench.execution.merge import TIMINGS, Merged, merge, merged_folder
 from sembench.execution.plan import Shard
@@ -18,24 +19,13 @@ from sembench.execution.records import Record, read_records
 from sembench.execution.request import RunRequest
 from sembench.execution.run import execute
 
-PROTOCOL = """
-name = "small"
-version = 1
-title = "Small cases"
-question = "Does the bench run?"
-seed = 7
-time_limit_s = 60
-data = { set = "semcorpus", size = 192, fields = "s2s_fields" }
-degradation = { fixed = { rx = 2.0, ry = 2.0 } }
-metrics = { primary = "psnr", names = ["psnr", "ssim"] }
-"""
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench")
-    (folder / "small.toml").write_text(PROTOCOL)
-    (folder / "other.toml").write_text(PROTOCOL.replace("seed = 7", "seed = 8"))
+    told: dict[str, Any] = {"time_limit_s": 60, "data": {"fields": "s2s_fields"}}
+    protocol_file(folder, seed=8, **told).rename(folder / "other.toml")
+    protocol_file(folder, **told)
     return folder
 
 
@@ -160,7 +150,7 @@ def test_a_case_solved_elsewhere_counts_as_solved(shards: list[Path], tmp_path: 
 
 def spoilt(folder: Path, change: Callable[[Record], Record]) -> None:
     records = [change(record) for record in read_records(folder / "records.jsonl")[0]]
-    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_records(folder, records)
 
 
 def described(folder: Path, **change: Any) -> None:
@@ -187,6 +177,62 @@ def escaping_image(folder: Path) -> None:
 def fitted_apart(folder: Path) -> None:
     rows = json.loads((folder / "run.json").read_text())["rows"]
     described(folder, rows=[{**row, "fit": {"state_sha256": folder.name}} for row in rows])
+
+
+def with_code(folder: Path, name: str, *digests: str) -> None:
+    """Let run.json say that this code made the records of a restorer; none: that nobody knows."""
+    rows = json.loads((folder / "run.json").read_text())["rows"]
+    for row in rows:
+        if row["restorer"] == name:
+            first, also = digests[:1], digests[1:]
+            for key, value in (("code_sha256", "".join(first)), ("code_sha256_also", list(also))):
+                row.pop(key, None)
+                row |= {key: value} if value else {}
+    described(folder, rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("codes", "whole", "says"),
+    [
+        ((("a",), ("a",), ("a",)), ["a"], ""),
+        ((("b",), ("a",), ("b",)), ["a", "b"], "more than one state of its code made its records"),
+        ((("b",), ("a", "c"), ("b",)), ["a", "b", "c"], "more than one state of its code made its records"),
+        ((("a",), (), ("b",)), [], "what code made some of its records is not known"),
+        (((), (), ()), [], ""),
+    ],
+)
+def test_a_merge_tells_of_every_code_that_made_records(
+    shards: list[Path], tmp_path: Path, codes: tuple[tuple[str, ...], ...], whole: list[str], says: str
+) -> None:
+    parts = copied(shards, tmp_path)
+    for part, digests in zip(parts, codes, strict=True):
+        with_code(part, "gaussian", *digests)
+    merged = merge(parts, tmp_path / "out")
+    assert [notice.partition(": ")[2].startswith(says) for notice in merged.notices] == [True] * bool(says)
+    assert all(notice.startswith("gaussian-") for notice in merged.notices)
+    description = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert [notice for notice in description["notices"] if "code" in notice] == [*merged.notices]
+    gaussian, plain = description["rows"]
+    assert [*filter(None, [gaussian.get("code_sha256")]), *gaussian.get("code_sha256_also", [])] == whole
+    assert "code_sha256" in plain
+    assert "code_sha256_also" not in plain
+    before = contents(tmp_path / "out")
+    for number, order in enumerate(
+        ([parts], [parts[::-1]], [[part] for part in parts], [[part] for part in parts[::-1]])
+    ):
+        for some in order:
+            merge(some, tmp_path / f"out{number}")
+        assert contents(tmp_path / f"out{number}") == before
+
+
+def test_a_shard_without_records_of_a_row_says_nothing_of_its_code(shards: list[Path], tmp_path: Path) -> None:
+    parts = copied(shards[:2], tmp_path)
+    with_code(parts[1], "gaussian", "other")
+    records = [record for record in read_records(parts[1] / "records.jsonl")[0] if record["restorer"] != "gaussian"]
+    write_records(parts[1], records)
+    merged = merge(parts, tmp_path / "out")
+    assert merged.notices == ()
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["rows"][0]["code_sha256"] != "other"
 
 
 @pytest.mark.parametrize(
@@ -252,16 +298,22 @@ def test_the_whole_run_is_named_by_its_shards() -> None:
             merged_folder(folders)
 
 
-def test_the_command_writes_tables_and_tells_what_is_missing(shards: list[Path], tmp_path: Path) -> None:
+def test_the_command_writes_tables_and_tells_what_is_missing(
+    shards: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     parts = copied(shards[:2], tmp_path)
-    done = CliRunner().invoke(app, ["merge", *map(str, parts), "--json"], standalone_mode=False)
-    assert done.exception is None
+    done = succeed(app, "merge", *parts, "--json", standalone_mode=False)
     told = json.loads(done.stdout)
     assert told["run"] == str(tmp_path / "parts")
     assert (told["records"], told["failed"], told["missing"], told["shards_not_given"]) == (6, 0, [], ["3/3"])
     assert len((tmp_path / "parts" / "cases.csv").read_text().splitlines()) == 1 + 6
     assert len((tmp_path / "parts" / "summary.csv").read_text().splitlines()) == 1 + 2
-    done = CliRunner().invoke(app, ["merge", *map(str, parts), "--out", str(tmp_path / "out")], standalone_mode=False)
-    assert done.exception is None
+    done = succeed(app, "merge", *parts, "--out", tmp_path / "out", standalone_mode=False)
     assert "6 records of 2 restorers, 0 failed" in done.output
     assert "shards 3/3 were not given" in done.output
+    monkeypatch.setattr(progress, "SECONDS_A_LINE", -1.0)
+    with_code(parts[0], "gaussian", "other")
+    done = succeed(app, "merge", *parts, "--out", tmp_path / "two", standalone_mode=False)
+    assert "6 of 6 (" in done.stderr
+    assert "notice: gaussian-" in done.stderr
+    assert ": more than one state of its code made its records" in done.stderr

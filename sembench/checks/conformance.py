@@ -35,6 +35,7 @@ CHECKS: dict[str, Callable[[Subject], None]] = {}
 
 
 def check(function: Callable[[Subject], None]) -> Callable[[Subject], None]:
+    """Enter a function into CHECKS by its name; its docstring's first line says what the check asks for."""
     CHECKS[function.__name__] = function
     return function
 

@@ -5,6 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Collection, Iterable
 from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import MetadataPathFinder
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -49,7 +50,7 @@ class _Hiding:
             return None
         return PathFinder.find_spec(name, path, target)
 
-    find_distributions = staticmethod(PathFinder.find_distributions)
+    find_distributions = staticmethod(MetadataPathFinder.find_distributions)
 
 
 def _asking(frame: FrameType | None) -> str:

@@ -45,7 +45,7 @@ def _value(spec: MetricSpec, restored: Any, reference: Any, degraded: Any) -> fl
 
 def _of_images(name: str) -> MetricSpec:
     """The metric of one image; skips where it is one of a whole set."""
-    spec = plugin(METRICS, name).load()
+    spec: MetricSpec | SetMetricSpec = plugin(METRICS, name).load()
     if isinstance(spec, SetMetricSpec):
         raise CheckSkipped("scores a set of images, not one")
     return spec

@@ -118,7 +118,8 @@ def check_restorer(
     """Check one restorer against the contract, in this process; one result a check, skipped ones included.
 
     target: an entry point's name, FILE.py:Class, or a class; expected_failures: {check: reason}, beside those that the
-    restorer declares; only: names of checks (none: all); fit: also fit a method that learns, for three steps.
+    restorer declares; only: names of checks (none: all); fit: fit a method that learns, for
+    three steps; else it is checked by a state that ships with it, where one does.
     Raises InputError for an unknown target, setting or check.
     """
     for name in (*only, *(expected_failures or {})):
@@ -175,9 +176,10 @@ def _declared_apart(process: ProcessApart | None, target: str, settings: dict[st
         return _declared(target, settings, fit)
     words = {"target": target, "settings": settings, "fit": fit}
     try:
-        return process.call("sembench.checks.run:_declared", words, LIMIT_S)
+        told: dict[str, Any] = process.call("sembench.checks.run:_declared", words, LIMIT_S)
     except ProcessLost:
         return {}
+    return told
 
 
 def _named(target: str) -> list[tuple[str, str]]:
@@ -272,8 +274,9 @@ def parametrize_with_checks(
 ) -> "pytest.MarkDecorator":
     """A pytest decorator that calls a test with every check of every restorer: `def test_contract(check): check()`.
 
-    targets: entry points' names, FILE.py:Class, classes, or (one of these, its settings). Nothing is imported before
-    the test runs. Raises InputError for an unknown check in expected_failures.
+    targets: entry points' names, FILE.py:Class, classes, or (one of these, its settings); expected_failures, fit: as
+    for check_restorer. Nothing is imported before the test runs. Raises InputError for an unknown check that is
+    expected to fail.
     """
     import pytest
 

@@ -42,7 +42,7 @@ def scene(height: int, width: int, seed: int = 0) -> Image:
     rng = np.random.default_rng(seed)
     texture = gaussian_filter(rng.standard_normal((height, width)), 4)
     clean = 120 + 35 * np.tanh(2 * texture / texture.std())
-    return np.clip(clean + rng.normal(0, 6, clean.shape), 0, 255).astype(np.float32)
+    return np.asarray(np.clip(clean + rng.normal(0, 6, clean.shape), 0, 255), np.float32)
 
 
 def standard() -> Image:
@@ -137,10 +137,12 @@ class Subject:
 
     @property
     def cls(self) -> Any:
+        """The class of the method."""
         return self.method.cls
 
     @property
     def learns(self) -> bool:
+        """Whether the method has to be fitted before it restores; a control never has."""
         return self.cls.kind == "restorer" and bool(self.cls.learns())
 
     @cached_property
@@ -173,12 +175,27 @@ class Subject:
         return self.cls(self.settings)
 
     def ready(self) -> Any:
-        """A new instance that can restore; skips where the method is unavailable, or would have to be fitted first."""
+        """A new instance that can restore; skips where the method is unavailable, or would have to be fitted first.
+
+        A method that learns has the state of the short fit where fits were asked for, else the one that ships with it.
+        """
         self.require_available()
         instance = self.new()
         if self.learns:
-            instance.state = self._loaded()
+            instance.state = self._loaded() if self.may_fit or self.shipped is None else self.shipped
         return instance
+
+    @cached_property
+    def shipped(self) -> Any:
+        """The state that ships with the method for these settings, None where there is none."""
+        from sembench.execution.fits import find_shipped, load_state
+
+        named = getattr(self.settings, "degradation", "none")
+        for degradation in ("broad", "paper") if named == "none" else (named,):
+            found = find_shipped(self.method, self.settings, degradation)
+            if found:
+                return load_state(found.path, found.sha256)
+        return None
 
     @cached_property
     def fit(self) -> Fit:
@@ -257,7 +274,8 @@ class Subject:
     @cached_property
     def imported(self) -> dict[str, Any]:
         """How import and needs went in a fresh process where packages that nothing requires are hidden."""
-        return self.apart("import_and_restore", hidden=sorted(_hidden(self.distribution)))
+        found: dict[str, Any] = self.apart("import_and_restore", hidden=sorted(_hidden(self.distribution)))
+        return found
 
     def lack(self) -> str:
         """Which package it lacks, as `imported` tells, and how to mend that: one line."""

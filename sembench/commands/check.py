@@ -27,7 +27,9 @@ def check(
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", help="A setting of the restorer; may be given again.", metavar="KEY=VALUE"),
     ] = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Also fit a restorer that learns, for three steps.")] = False,
+    fit: Annotated[
+        bool, typer.Option("--fit", help="Fit a restorer that learns, for three steps; else a state that ships counts.")
+    ] = False,
     time_limit: Annotated[float, typer.Option(min=1, max=36000, help="Seconds after which a check is stopped.")] = 300,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout, progress on stderr.")] = False,
 ) -> None:

@@ -1,6 +1,7 @@
 """`sembench restore` and `sembench degrade`: single images and folders, outside any protocol."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,8 @@ import typer
 from sembench.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sembench.micrograph import Micrograph
     from sembench.training_domain import Outside
 
@@ -20,6 +23,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, nothin
 
 PICTURE_GAP = 8
 """White columns between the two halves of a picture (px)."""
+
+INVENTS = 1.1
+"""Structure on a blank field, in units of the noise's own, above which a method is said to draw out of noise."""
+
+SMALLEST_TILE = 64
+"""Side (px) of a tile that can be asked for."""
 
 SPREAD_NAME = "{stem}-spread-gray-levels.tif"
 """Name of the map beside a result."""
@@ -46,12 +55,26 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A restorer that is ready: its name, settings as given, and its state's training degradation (None: not known)."""
+    """A restorer that is ready: its name, settings as given, and its state's training degradation (None: not known).
+
+    overlap: px around a tile on which its pixels depend; None: images are never cut.
+    """
 
     name: str
     method: Any
     given: dict[str, str]
     degradation: str | None
+    overlap: int | None = None
+
+
+@dataclass(frozen=True)
+class _How:
+    """How images are read and restored: rows to cut, range, side of tiles (None: by memory), with a blank field."""
+
+    crop_bottom: str
+    value_range: str | None
+    tile: int | None
+    blank_field: bool
 
 
 def degrade(
@@ -110,7 +133,9 @@ def degrade(
 def restore(
     source: Annotated[Path, typer.Argument(metavar="IMAGE|FOLDER", help="An image, or a folder of images.")],
     restorer: Annotated[str, typer.Option(help="A restorer's name, or FILE.py:Class.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="FILE.tif, .npy or .png; a folder gets NAME.tif.")],
+    output: Annotated[
+        Path, typer.Option("--output", "--out", "-o", help="FILE.tif, .npy or .png; a folder gets NAME.tif.")
+    ],
     settings: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting.")] = None,
     state: Annotated[
         Path | None, typer.Option(help="What a restorer learnt: a file of `sembench adapt`; else what ships for broad.")
@@ -124,34 +149,77 @@ def restore(
         bool,
         typer.Option("--uncertainty", help="A map beside each result: how little the method agrees with itself."),
     ] = False,
+    tile: Annotated[
+        str,
+        typer.Option(help="Side of tiles, px: auto (by the free memory, where the method allows), 0 for none, or N."),
+    ] = "auto",
+    blank_field: Annotated[
+        bool,
+        typer.Option(
+            "--blank-field/--no-blank-field",
+            help="Also restore a blank field with each image's noise: how much does the method invent?",
+        ),
+    ] = True,
     json_output: Json = False,
 ) -> None:
     """Restore one image or every image of a folder; say which lie outside of what a method that learns was taught."""
-    from sembench.errors import CasesFailed, SembenchError, WriteError
+    from rich.console import Console
+
+    from sembench.commands.progress import Progress
+    from sembench.errors import CasesFailed
 
     jobs = _jobs(source, output, picture, uncertainty)
+    how = _How(crop_bottom, value_range, _tile(tile), blank_field)
     loaded = _load_restorer(restorer, settings or [], state)
+    if how.tile and loaded.overlap is None:
+        raise InputError(
+            f"--tile {tile}: {restorer} is never cut, as its pixels depend on the whole image, or makes its own "
+            "windows: leave it out"
+        )
     if loaded.method.learns() and loaded.degradation is None:
         _tell([f"{state or restorer}: its training degradation is not known: images are not compared with it"])
-    records = []
-    for job in _progress(jobs):
-        image = job.image
-        try:
-            records.append(_restore_one(loaded, job, crop_bottom, value_range))
-        except (WriteError, _CannotTellError):
-            raise
-        except SembenchError as error:
-            if not source.is_dir():
-                raise
-            records.append(_failure(image, str(error)))
-        except Exception as error:  # a restorer may raise anything; the other images go on
-            reason = " ".join(str(error).split())[:300]
-            records.append(_failure(image, f"{image}: {restorer} failed ({type(error).__name__}: {reason})"))
+    records: list[dict[str, Any]] = []
+    with Progress(Console(stderr=True, highlight=False), "restoring") as progress:
+        for job in jobs:
+            on_tile = partial(progress.show, f"tiles of {job.image.name}") if len(jobs) == 1 else None
+            records.append(_record(loaded, job, how, on_tile, alone=not source.is_dir()))
+            if len(jobs) > 1:
+                failed = sum(record["status"] == "failed" for record in records)
+                progress.show(job.image.name, len(records), len(jobs), failed)
     _report_restored(records, loaded, json_output)
-    failed = [record["reason"] for record in records if record["status"] == "failed"]
-    if failed:
-        first = failed[0] if len(records) == 1 else f"{len(failed)} of {len(records)} images failed, first: {failed[0]}"
-        raise CasesFailed(first)
+    reasons = [record["reason"] for record in records if record["status"] == "failed"]
+    if reasons:
+        count = f"{len(reasons)} of {len(records)} images failed, first: "
+        raise CasesFailed(f"{count if len(records) > 1 else ''}{reasons[0]}")
+
+
+def _tile(text: str) -> int | None:
+    """The side that --tile asks for; 0: never cut, None: as memory asks for it."""
+    if text == "auto":
+        return None
+    if not text.isdecimal() or 0 < int(text) < SMALLEST_TILE:
+        raise InputError(f"--tile {text}: give auto, 0 for none, or {SMALLEST_TILE} px or more")
+    return int(text)
+
+
+def _record(
+    loaded: _Loaded, job: _Job, how: _How, on_tile: "Callable[[int, int], None] | None", *, alone: bool
+) -> dict[str, Any]:
+    """The record of an image, restored or failed; alone: whether what is wrong with it ends the command."""
+    from sembench.errors import SembenchError, WriteError
+
+    image = job.image
+    try:
+        return _restore_one(loaded, job, how, on_tile)
+    except (WriteError, _CannotTellError):
+        raise
+    except SembenchError as error:
+        if alone:
+            raise
+        return _failure(image, str(error))
+    except Exception as error:  # a restorer may raise anything; the other images go on
+        reason = " ".join(str(error).split())[:300]
+        return _failure(image, f"{image}: {loaded.name} failed ({type(error).__name__}: {reason})")
 
 
 def _read(image: Path, crop_bottom: str, value_range: str | None) -> "Micrograph":
@@ -223,7 +291,10 @@ def _load_restorer(restorer: str, settings: list[str], state: Path | None = None
     missing = type(method).needs(method.settings)
     if missing:
         raise UnavailableError(f"restorer {restorer} is not available: {missing[0]}")
-    return _Loaded(restorer, method, given, _load_state(restorer, method, state))
+    overlap = method.tile_overlap()
+    if overlap is not None and (not isinstance(overlap, int) or overlap < 0):
+        raise InputError(f"restorer {restorer}: its tile_overlap gives {overlap!r}: give a whole number of px, or None")
+    return _Loaded(restorer, method, given, _load_state(restorer, method, state), overlap)
 
 
 def _load_state(restorer: str, method: Any, state: Path | None) -> str | None:
@@ -256,31 +327,39 @@ def _load_state(restorer: str, method: Any, state: Path | None) -> str | None:
     return degradation if degradation in DEGRADATION_RANGES else None
 
 
-def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str | None) -> dict[str, Any]:
+def _restore_one(loaded: _Loaded, job: _Job, how: _How, on_tile: "Callable[[int, int], None] | None") -> dict[str, Any]:
     """Restore one image as a run does: on the grid, read-only, the result checked; returns its record."""
     import time
 
     import numpy as np
 
+    from sembench.execution.tiles import tile_count
     from sembench.micrograph import to_grid, write
     from sembench.restorer import check_image
 
     image = job.image
-    micrograph = _read(image, crop_bottom, value_range)
+    micrograph = _read(image, how.crop_bottom, how.value_range)
     try:
         check_image(micrograph.pixels)
     except InputError as error:
         raise InputError(f"{image}: {error}") from error
     pixels = to_grid(micrograph.pixels)
     pixels.flags.writeable = False
+    side = _side(loaded, how, pixels.shape)
     try:
         spread = None if job.spread is None else _spread(loaded, pixels)
         start = time.perf_counter()
-        restored = np.asarray(loaded.method.restore(pixels))
+        restored = _restored(loaded, pixels, side, on_tile)
     except _CannotTellError:
         raise
     except InputError as error:
         raise InputError(f"{image}: {error}") from error
+    except MemoryError as error:
+        height, width = pixels.shape
+        raise InputError(
+            f"{image}: memory does not do for {height} x {width} px at once: cut the image into parts, "
+            f"{'give a smaller --tile' if side else 'or give a restorer that works in tiles (input, gaussian, median)'}"
+        ) from error
     seconds = time.perf_counter() - start
     if restored.shape != pixels.shape:
         raise ValueError(f"result of shape {restored.shape} for an image of shape {pixels.shape}")
@@ -296,7 +375,12 @@ def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str 
     if job.spread is not None and spread is not None:
         write(job.spread, spread, micrograph.pixel_size_nm)
     outside = _outside(loaded, pixels)
-    notices = [*micrograph.notices, *_size_lost(micrograph, job.output), *_warning(loaded, image, outside)]
+    invented, told = _invented(loaded, image, pixels) if how.blank_field else (None, [])
+    tiles = tile_count(pixels.shape, side)
+    if tiles > 1 and how.tile is None:
+        cut = f"{image}: restored in {tiles} tiles of {side} px for want of memory for all of it at once"
+        told.append(f"{cut}: as the whole within {loaded.method.tile_tolerance:g} gray levels")
+    notices = [*micrograph.notices, *_size_lost(micrograph, job.output), *_warning(loaded, image, outside), *told]
     return {
         "image": str(image),
         "status": "restored",
@@ -308,12 +392,54 @@ def _restore_one(loaded: _Loaded, job: _Job, crop_bottom: str, value_range: str 
         "pixel_size_nm": micrograph.pixel_size_nm,
         "pixel_size_source": micrograph.pixel_size_source,
         "seconds": seconds,
+        "tiles": tiles,
+        "invented_structure": invented,
         "spread": None
         if spread is None
         else {"file": str(job.spread), "mean": float(spread.mean()), "unit": "gray levels"},
         "outside": None if outside is None else [vars(part) for part in outside],
         "notices": notices,
     }
+
+
+def _side(loaded: _Loaded, how: _How, shape: tuple[int, ...]) -> int | None:
+    """Side of the tiles in which an image is restored; None: at once."""
+    from sembench.execution import tiles
+
+    if loaded.overlap is None or how.tile == 0:
+        return None
+    return how.tile or tiles.tile_side(shape, loaded.overlap, tiles.free_memory())
+
+
+def _restored(loaded: _Loaded, pixels: Any, side: int | None, on_tile: "Callable[[int, int], None] | None") -> Any:
+    import numpy as np
+
+    from sembench.execution.tiles import restore_tiles
+
+    if side is None or loaded.overlap is None:
+        return np.asarray(loaded.method.restore(pixels))
+    return restore_tiles(loaded.method.restore, pixels, loaded.overlap, side, on_tile)
+
+
+def _invented(loaded: _Loaded, image: Path, pixels: Any) -> tuple[float | None, list[str]]:
+    """Structure that the restorer draws on the image's blank field, None where that cannot be told; and what to say."""
+    from sembench.execution.blank_field import invented_in
+    from sembench.metrics.table import UndefinedError
+    from sembench.micrograph import image_stem
+
+    try:
+        invented = invented_in(loaded.method.restore, pixels, image_stem(image))
+    except UndefinedError:
+        return None, []
+    except Exception as error:  # the image itself is restored, and a restorer may raise anything
+        reason = " ".join(str(error).split())[:200]
+        return None, [f"{image}: its blank field could not be restored ({type(error).__name__}: {reason})"]
+    if invented <= INVENTS:
+        return invented, []
+    return invented, [
+        f"{image}: on a blank field with this image's noise {loaded.name} shows {invented:.1f} times the structure of "
+        "the noise itself: fine structure in the result may be drawn out of noise: compare it with the raw image"
+    ]
 
 
 def _spread(loaded: _Loaded, pixels: Any) -> Any:
@@ -370,6 +496,11 @@ def _report_restored(records: list[dict[str, Any]], loaded: _Loaded, as_json: bo
         ]
         for record in records
     ]
+    if any(record.get("invented_structure") is not None for record in records):
+        columns.append("invented (× noise)")
+        for row, record in zip(rows, records, strict=True):
+            found = record.get("invented_structure")
+            row.append("" if found is None else f"{found:.2f}")
     if any(record.get("spread") for record in records):
         columns.append("mean spread (gray levels)")
         for row, record in zip(rows, records, strict=True):
@@ -383,16 +514,6 @@ def _replaced(files: list[str]) -> list[str]:
     if len(files) < 2:
         return [f"notice: 1 file that was there before was replaced: {file}" for file in files]
     return [f"notice: {len(files)} files that were there before were replaced, {files[0]} the first"]
-
-
-def _progress(jobs: list[Any]) -> Any:
-    """The jobs in turn, with a progress bar on stderr where there is more than one."""
-    if len(jobs) == 1:
-        return jobs
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(jobs, description="restoring", console=Console(stderr=True), transient=True)
 
 
 def _refuse_unwritable(output: Path) -> None:
@@ -443,4 +564,7 @@ def _print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(console.width, Console(width=10_000).measure(table).maximum))
+    console.print(table)

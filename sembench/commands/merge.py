@@ -1,5 +1,6 @@
 """`sembench merge`: the folders of shards as one run."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -19,11 +20,15 @@ def merge(
     """Join the folders of `run --shard`; the same `run` without it then draws the figures, and does what is missing."""
     import json
 
+    from rich.console import Console
+
+    from sembench.commands.progress import Progress
     from sembench.execution.merge import merge as join
     from sembench.execution.merge import merged_folder
     from sembench.results import write_tables
 
-    merged = join(runs, out or merged_folder(runs))
+    with Progress(Console(stderr=True, highlight=False), "reading") as progress:
+        merged = join(runs, out or merged_folder(runs), partial(progress.show, "records"))
     write_tables(merged.folder, merged.protocol, merged.rows, merged.metrics, merged.records)
     failed = sum(record["status"] == "failed" for record in merged.records)
     if json_:
@@ -34,10 +39,13 @@ def merge(
             "failed": failed,
             "missing": [list(name) for name in merged.missing],
             "shards_not_given": list(merged.shards),
+            "notices": list(merged.notices),
         }
         typer.echo(json.dumps(told, indent=2))
         return
     typer.echo(f"{len(merged.records)} records of {len(merged.rows)} restorers, {failed} failed: {merged.folder}")
+    for notice in merged.notices:
+        typer.echo(f"notice: {notice}", err=True)
     if merged.shards:
         typer.echo(f"notice: shards {', '.join(merged.shards)} were not given", err=True)
     if merged.missing:

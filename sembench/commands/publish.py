@@ -32,13 +32,16 @@ def publish(
     import json
     import secrets
 
-    from sembench.commands.verify import show
+    from rich.console import Console
+
+    from sembench.commands.verify import StepProgress, show
     from sembench.leaderboard.claims import Depth
     from sembench.leaderboard.publish import publish as publish_run
 
     names = tuple(name.strip() for name in (restorer or "").split(",") if name.strip())
     seed = secrets.randbelow(10**6) if seed is None else seed
-    done = publish_run(run, to, Depth(sample, restore, seed), restorers=names, states=states)
+    with StepProgress(Console(stderr=True, highlight=False), "reading") as listener:
+        done = publish_run(run, to, Depth(sample, restore, seed, listener=listener), restorers=names, states=states)
     before = {row.key: row.bundle for row in done.before}
     rows = [
         {"restorer": row.label, "row": row.row, "kind": row.kind, "bundle": row.bundle, "what": what}

@@ -113,7 +113,7 @@ def run(
     from sembench.execution.prepare import prepare
     from sembench.execution.recorded import whole_run
     from sembench.execution.request import RunRequest, command_line
-    from sembench.execution.reuse import reusable
+    from sembench.execution.reuse import counted, reusable
     from sembench.execution.run import execute, flat_records
     from sembench.report import write_derived
     from sembench.results import ordered, ordering_metric, summarise, with_flat_fields
@@ -150,9 +150,8 @@ def run(
         _show_plan(plan, json_)
         return
     taken = [one for folder in reuse or () for one in reusable(plan, folder, device)]
-    if reuse:
-        told = ", ".join(sorted({one.record["restorer"] for one in taken})) or "nothing"
-        notes.print(f"reused, {len(taken)} records: {told}", soft_wrap=True, markup=False)
+    if reuse and not taken:
+        notes.print(counted(taken), soft_wrap=True, markup=False)
     try:
         with CaseProgress(notes) as listener:
             records = execute(plan, request, listener, FitReporter(notes), taken)

@@ -9,6 +9,7 @@ import multiprocessing
 import multiprocessing.util
 import os
 import threading
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
     from distributed import Client, Future
 
 CONNECT_S = 20
+
+LOOK_S = 0.5
+"""How often to look whether the scheduler has workers."""
+
+TELL_AFTER_S = 2.0
+"""After so long without workers that is told; again after twice as long each time."""
+
+LONGEST_SILENCE_S = 600.0
+"""So long at most until it is told again."""
+
 STORED = ("image", "embeddings")
 """Keys of a record that name the file stored beside it."""
 
@@ -56,15 +67,22 @@ Solved = list[tuple[Record, dict[str, bytes]]]
 """Each record with the content of the file that it names, by path in the run folder."""
 
 
-def work(address: str, bundles: Iterable[Bundle], job: Job, keep: Callable[[Record], None]) -> None:
+def work(
+    address: str,
+    bundles: Iterable[Bundle],
+    job: Job,
+    keep: Callable[[Record], None],
+    tell: Callable[[str], None] | None = None,
+) -> None:
     """Do every bundle on the workers of a scheduler and hand each record to `keep`; what that raises ends the work.
 
     A case whose worker died is tried elsewhere, as often as the scheduler's `allowed-failures` says, and at last once
     more alone, as dask gives up what only waited for a dying worker too; then it has failed.
+    tell: hears, in another thread, that the scheduler has no workers, and for how long.
     Raises UnavailableError where the scheduler cannot be reached or is lost, InputError where a worker has other
     versions of libraries.
     """
-    with _connected(address) as client:
+    with _connected(address) as client, _wait_told(client, address, tell):
         run = _Run(client, address, Order(uuid.uuid4().hex, job, versions()), keep)
         try:
             for bundle in run.do(bundles):
@@ -89,8 +107,8 @@ class _Run:
 
     def __init__(self, client: "Client", address: str, order: Order, keep: Callable[[Record], None]) -> None:
         self._client, self._address, self._order, self._keep = client, address, order, keep
-        self._running: dict[Future, _Task] = {}
-        self._contents: WeakValueDictionary[str, Future] = WeakValueDictionary()
+        self._running: dict[Future[Any], _Task] = {}
+        self._contents: WeakValueDictionary[str, Future[Any]] = WeakValueDictionary()
 
     def do(self, bundles: Iterable[Bundle]) -> list[Bundle]:
         """Do these bundles; those that no worker survived are given back."""
@@ -115,19 +133,19 @@ class _Run:
                 self._keep(record)
         return killed
 
-    def _submit(self, task: _Task) -> "Future":
+    def _submit(self, task: _Task) -> "Future[Any]":
         contents = {sha256: future for parcel in task.sent for sha256, future in self._sent(parcel).items()}
         key = f"sembench-{uuid.uuid4().hex}"
         future = self._client.submit(_solve, self._order, task.bundle, task.parcels, contents, pure=False, key=key)
         self._running[future] = task
         return future
 
-    def _answer(self, future: "Future") -> Solved | Lacking:
+    def _answer(self, future: "Future[Any]") -> Solved | Lacking:
         from distributed import CancelledError, KilledWorker
-        from distributed.comm import CommClosedError
+        from distributed.comm.core import CommClosedError
 
         try:
-            return future.result()
+            answer: Solved | Lacking = future.result()
         except (KilledWorker, SembenchError):
             raise
         except (CancelledError, CommClosedError) as error:
@@ -135,8 +153,9 @@ class _Run:
         except Exception as error:
             what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UnavailableError(f"{self._address}: a worker takes no cases ({what}): mend it there") from error
+        return answer
 
-    def _sent(self, parcel: shipping.Parcel) -> "dict[str, Future]":
+    def _sent(self, parcel: shipping.Parcel) -> "dict[str, Future[Any]]":
         """A parcel's contents as tasks, which the scheduler makes again where a worker that held them dies."""
         futures = {sha256: self._contents[sha256] for _, sha256 in parcel.files if sha256 in self._contents}
         if len(futures) == len(parcel.files):
@@ -167,8 +186,7 @@ def _connected(address: str) -> "Iterator[Client]":
     except ImportError as error:
         raise UnavailableError("--scheduler needs dask: pip install 'sembench[cluster]'") from error
     with dask.config.set({"distributed.admin.large-graph-warning-threshold": "1 TiB"}):
-        for name in ("distributed", "tornado", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _silence("distributed", "tornado", "asyncio")
         try:
             with warnings.catch_warnings(action="ignore"):
                 client = Client(address, timeout=CONNECT_S, set_as_default=False)
@@ -180,6 +198,48 @@ def _connected(address: str) -> "Iterator[Client]":
         finally:
             with suppress(Exception):
                 client.close(timeout=5)
+
+
+@contextmanager
+def _wait_told(client: "Client", address: str, tell: Callable[[str], None] | None) -> Iterator[None]:
+    """Inside, whoever asks to be told hears when the scheduler has no workers, and when it has some again."""
+    if tell is None:
+        yield
+        return
+    over = threading.Event()
+    watching = threading.Thread(target=_watch_workers, args=(client, address, tell, over), daemon=True)
+    watching.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watching.join(timeout=1)
+
+
+def _watch_workers(client: "Client", address: str, tell: Callable[[str], None], over: threading.Event) -> None:
+    seen, next_s = time.monotonic(), TELL_AFTER_S
+    while not over.wait(LOOK_S):
+        try:
+            workers = len(client.nthreads())
+        except Exception:  # whether the scheduler is lost is found where results are awaited
+            continue
+        now = time.monotonic()
+        if workers:
+            if next_s > TELL_AFTER_S:
+                tell(f"{address} has {workers} worker{'s' * (workers > 1)} now: the run goes on")
+            seen, next_s = now, TELL_AFTER_S
+        elif now - seen >= next_s:
+            tell(
+                f"{address} has had no worker for {next_s:g} s, the run waits for one: start some where sembench is "
+                f"installed, with `dask worker {address}` or as your cluster does it"
+            )
+            next_s += min(next_s, LONGEST_SILENCE_S)
+
+
+def _silence(*families: str) -> None:
+    """Whatever these log is told by errors of our own; dask gives some of their loggers a level apart."""
+    for name in (*families, *(name for name in logging.root.manager.loggerDict if name.split(".")[0] in families)):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _content(content: bytes) -> bytes:

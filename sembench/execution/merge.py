@@ -1,7 +1,7 @@
 """Shards, or runs of other restorers, joined into one run folder: every record once, every image beside it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from sembench.errors import InputError
 from sembench.execution.folder import locked, read_description, write_description
 from sembench.execution.plan import SHARD_MARK, Row
-from sembench.execution.provenance import versions
+from sembench.execution.provenance import codes, versions
 from sembench.execution.recorded import RecordedRun, read_run
 from sembench.execution.records import FLAT, RECORDS, Key, Record, fetch_stored, key
 from sembench.micrograph import write_atomically
@@ -21,6 +21,12 @@ TIMINGS = ("seconds", "peak_memory_mb", "traceback", "environment", "device")
 """What two records of one result may differ in: how long it took, and where."""
 OWN = ("shard", "environment", "git", "command", "started")
 """What each merged run keeps of its own description."""
+OTHER_LIBRARIES = "its shards ran under other versions of libraries, see `shards`"
+OTHER_CODE = (
+    "more than one state of its code made its records, see `code_sha256_also` in run.json: run again, with --fresh, "
+    "those that the old code made"
+)
+UNKNOWN_CODE = "what code made some of its records is not known, so that run.json names none"
 
 
 class _Fit(BaseModel):
@@ -59,7 +65,11 @@ class _Shard(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What came of a merge. missing: (row, case) of the runs' cases without a record; shards: those not given, i/n."""
+    """What came of a merge.
+
+    missing: (row, case) of the runs' cases without a record; shards: those not given, i/n; notices: what the runs that
+    were merged do not have in common, a line each.
+    """
 
     folder: Path
     protocol: Protocol
@@ -68,6 +78,7 @@ class Merged:
     records: tuple[Record, ...]
     missing: tuple[Key, ...]
     shards: tuple[str, ...]
+    notices: tuple[str, ...] = ()
 
 
 def merged_folder(folders: Sequence[Path]) -> Path:
@@ -83,10 +94,11 @@ def merged_folder(folders: Sequence[Path]) -> Path:
     return wholes.pop()
 
 
-def merge(folders: Sequence[Path], out: Path) -> Merged:
+def merge(folders: Sequence[Path], out: Path, on_file: Callable[[int, int], None] | None = None) -> Merged:
     """Join run folders into `out`, which may hold such a run already; the folders themselves stay as they are.
 
     A case that failed in one and was solved in another counts as solved. The same folders again change nothing.
+    on_file: told of how many records the files are there, and how many there are.
     Raises InputError where the folders are not of one protocol, version and data, were scored by other metrics or
     fitted apart, tell different results of one case, or lack an image; WriteError where `out` cannot be written.
     """
@@ -102,10 +114,13 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
             _check_alike(runs)
         records = _joined((run, run.records) for run in runs)
         flat = _joined((run, run.flat) for run in runs)
-        description = _described(runs)
-        for record, run in (*records.values(), *flat.values()):
+        description, notices = _described(runs)
+        everything = (*records.values(), *flat.values())
+        for done, (record, run) in enumerate(everything, 1):
             if run.folder != out:
                 fetch_stored(record, run.folder, out)
+            if on_file:
+                on_file(done, len(everything))
         write_description(out, description)
         if flat:
             _write(out / FLAT, flat)
@@ -121,6 +136,7 @@ def merge(folders: Sequence[Path], out: Path) -> Merged:
         tuple(ordered),
         tuple(name for name in wanted if name not in records),
         tuple(_absent(description["shards"])),
+        tuple(notices),
     )
 
 
@@ -175,42 +191,80 @@ def _result(record: Record) -> Record:
     return {name: value for name, value in record.items() if name not in TIMINGS}
 
 
-def _described(runs: Sequence[RecordedRun]) -> dict[str, Any]:
-    """run.json of the whole: rows, cases and notices of all, and of each shard how it was made."""
+def _described(runs: Sequence[RecordedRun]) -> tuple[dict[str, Any], list[str]]:
+    """run.json of the whole: rows, cases, notices of all, how each shard was made; and in what the runs differ.
+
+    Neither depends on the order of the runs, or on whether they come at once or one by one.
+    """
     descriptions = [run.description for run in runs]
-    rows: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for row in run.description["rows"]:
-            known = rows.setdefault(row["row"], row)
-            states = {told["state_sha256"] for told in (known.get("fit", {}), row.get("fit", {})) if _fitted(told)}
-            if len(states) > 1:
-                raise InputError(
-                    f"{run.folder}: {row['row']} was fitted apart from the other runs, so that its numbers are another "
-                    "method's: fit it once, in a cache that all shards see, and run this one again with --fresh"
-                )
-            if states and not _fitted(known.get("fit", {})):
-                rows[row["row"]] = row
+    notices = {str(notice) for told in descriptions for notice in told.get("notices", ())}
     own = {}
     for told in descriptions:
-        for shard in told.get("shards") or [{name: told.get(name) for name in OWN}]:
+        for shard in told.get("shards") or [
+            {**{name: told.get(name) for name in OWN}, "started": str(told.get("started", ""))}
+        ]:
             own[json.dumps(shard, sort_keys=True)] = shard
     shards = [own[name] for name in sorted(own)]
-    notices = list(dict.fromkeys(notice for told in descriptions for notice in told.get("notices", ())))
+    rows, differences = [], []
+    for name in sorted({str(row["row"]) for told in descriptions for row in told["rows"]}):
+        code, in_part = _code_of(name, runs)
+        told = {key: value for key, value in _row_of(name, runs).items() if key not in code}
+        rows.append(told | {key: value for key, value in code.items() if value})
+        if code["code_sha256_also"]:
+            differences.append(f"{name}: {OTHER_CODE}")
+        if in_part or f"{name}: {UNKNOWN_CODE}" in notices:
+            differences.append(f"{name}: {UNKNOWN_CODE}")
     if len({json.dumps(_versions(shard), sort_keys=True) for shard in shards}) > 1:
-        notices = [*dict.fromkeys((*notices, "its shards ran under other versions of libraries, see `shards`"))]
+        differences.append(OTHER_LIBRARIES)
+    earlier = {notice for notice in notices if not notice.endswith((OTHER_CODE, UNKNOWN_CODE, OTHER_LIBRARIES))}
     limits = [told.get("limit") for told in descriptions]
+    first = min(shards, key=lambda shard: (str(shard["started"]), json.dumps(shard, sort_keys=True)))
     whole = {
         **descriptions[0],
-        "rows": [rows[name] for name in sorted(rows)],
+        **{name: first.get(name) for name in OWN if name != "shard"},
+        "rows": rows,
         "cases": sorted({case for told in descriptions for case in told.get("cases", ())}),
         "limit": None if None in limits else max(limit for limit in limits if limit is not None),
-        "notices": notices,
+        "notices": [*sorted(earlier), *differences],
         "environments": {name: told for run in descriptions for name, told in run.get("environments", {}).items()},
         "shards": shards,
-        "started": min(str(shard["started"]) for shard in shards),
     }
     whole.pop("shard", None)
-    return whole
+    return whole, differences
+
+
+def _told_of(name: str, runs: Iterable[RecordedRun]) -> list[tuple[RecordedRun, dict[str, Any]]]:
+    """What each run says of a row, if it does."""
+    return [(run, told) for run in runs for told in run.description["rows"] if told["row"] == name]
+
+
+def _row_of(name: str, runs: Sequence[RecordedRun]) -> dict[str, Any]:
+    """What run.json of the whole says of a row: what a run says that has its fit, where one has."""
+    told = _told_of(name, runs)
+    fitted = [(run, row) for run, row in told if _fitted(row.get("fit", {}))]
+    for run, row in fitted:
+        if row["fit"]["state_sha256"] != fitted[0][1]["fit"]["state_sha256"]:
+            raise InputError(
+                f"{run.folder}: {name} was fitted apart from the other runs, so that its numbers are another "
+                "method's: fit it once, in a cache that all shards see, and run this one again with --fresh"
+            )
+    return min((row for _, row in fitted or told), key=lambda row: json.dumps(row, sort_keys=True))
+
+
+def _code_of(name: str, runs: Sequence[RecordedRun]) -> tuple[dict[str, Any], bool]:
+    """What run.json of the whole says of the code that made a row's records, and whether only some of it is known.
+
+    Of several states of the code all are told, as of a run that went on after a change; where one is not known, none.
+    """
+    told = _told_of(name, runs)
+    made = [row for run, row in told if any(one["row"] == name for one in (*run.records, *run.flat))]
+    made = made or [row for _, row in told]
+    known = [codes(row) for row in made]
+    first, *also = sorted({digest for some in known for digest in some}) if all(known) else [None]
+    brought = {row["distribution"] for row in made if isinstance(row.get("distribution"), str)}
+    alike = len(brought) == 1 and all("distribution" in row for row in made)
+    code = {"code_sha256": first, "code_sha256_also": also, "distribution": brought.pop() if alike else None}
+    return code, any(known) and not all(known)
 
 
 def _fitted(told: dict[str, Any]) -> bool:

@@ -55,7 +55,7 @@ def code_description(method: MethodTarget, known: Mapping[str, Any], *, stands: 
         found = {"code_sha256": now, "distribution": brought_by(method)}
         return {name: value for name, value in found.items() if value}
     kept = {name: known[name] for name in ("code_sha256", "code_sha256_also", "distribution") if name in known}
-    made = _codes(known)
+    made = codes(known)
     if adds and now and made and now not in made:
         kept["code_sha256_also"] = [*made[1:], now]
     return kept
@@ -63,11 +63,12 @@ def code_description(method: MethodTarget, known: Mapping[str, Any], *, stands: 
 
 def made_by_other_code(method: MethodTarget, known: Mapping[str, Any]) -> bool:
     """Whether a row's records are of other code than its method has now, as far as run.json tells of the row."""
-    now, made = code_digest(method), _codes(known)
+    now, made = code_digest(method), codes(known)
     return bool(now and made) and set(made) != {now}
 
 
-def _codes(known: Mapping[str, Any]) -> list[str]:
+def codes(known: Mapping[str, Any]) -> list[str]:
+    """Digests of all code that made a row's records, as run.json tells of the row; empty where that is not known."""
     first, also = known.get("code_sha256"), known.get("code_sha256_also")
     told = [first, *(also if isinstance(also, list) else [])] if first else []
     return [digest for digest in told if isinstance(digest, str)]

@@ -17,7 +17,7 @@ Listener = Callable[[Record, int], None]
 """Told of each new record of a case, and how many are still to come."""
 
 FitListener = Callable[[str, FitProgress | None, str], None]
-"""Told before the cases: of each fit how far it has come (None: nothing yet), or a notice about a restorer."""
+"""Told of a restorer's fit how far it has come (None: nothing yet), or a notice; it may be of no restorer: no name."""
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,11 @@ def of_this_code(
     return taken, unknown
 
 
+def counted(taken: Sequence[Reusable]) -> str:
+    """How many records were taken over, and of which restorers, in one line."""
+    return f"reused, {len(taken)} records: {', '.join(sorted({one.record['restorer'] for one in taken})) or 'nothing'}"
+
+
 def _decisive(protocol: Mapping[str, Any]) -> dict[str, Any]:
     """What of a protocol decides on cases and scores; `training` is what others learn from."""
     told = {name: value for name, value in protocol.items() if name not in NEITHER_CASES_NOR_SCORES}

@@ -12,7 +12,7 @@ from sembench.execution.folder import locked, read_description
 from sembench.execution.kept import kept_rows
 from sembench.execution.records import FLAT, RECORDS, Record, Records, fetch_stored, key, pending
 from sembench.execution.request import FitListener, Listener, RunPlan, RunRequest
-from sembench.execution.reuse import Reusable, of_this_code
+from sembench.execution.reuse import Reusable, counted, of_this_code
 from sembench.execution.worker import STORE_FAILED, Bundle, Job
 from sembench.restorer import FitProgress
 
@@ -38,11 +38,15 @@ def execute(
         taken, of_unknown_code = of_this_code(plan, missing, on_fit)
         kept |= of_unknown_code
         describe(plan, request, kept)
+        fetched = []
         for one in taken:
             records = of_flat if one.flat else of_cases
             if key(one.record) not in records:
                 fetch_stored(one.record, one.folder, plan.folder)
                 records.append(one.record)
+                fetched.append(one)
+        if reusable and on_fit:
+            on_fit("", None, counted(fetched))
         parts = [
             _Part(one, records, _todo(one, request, records), told)
             for one, records, told in ((plan, of_cases, on_record), (flat, of_flat, None))
@@ -52,7 +56,7 @@ def execute(
             states = _fit(plan, wanted, on_fit)
             if states or wanted & kept:
                 describe(plan, request, kept, wanted, states)
-            _work(plan, request, parts, states)
+            _work(plan, request, parts, states, on_fit)
         return select(plan, parts[0].records)
 
 
@@ -121,7 +125,13 @@ def _check_stored(plan: RunPlan, records: Records, todo: dict[str, list[str]]) -
                 todo.setdefault(spec.case_id, []).append(row.row_id)
 
 
-def _work(plan: RunPlan, request: RunRequest, parts: Sequence[_Part], states: dict[str, fits.FittedState]) -> None:
+def _work(
+    plan: RunPlan,
+    request: RunRequest,
+    parts: Sequence[_Part],
+    states: dict[str, fits.FittedState],
+    on_notice: FitListener | None,
+) -> None:
     """Run every pending (row, case); rows share their case, but of a set each row may go to another worker."""
     files = {row_id: (state.path.resolve(), state.sha256) for row_id, state in states.items()}
     job = Job(plan.protocol, plan.metrics, plan.weights, plan.folder.resolve(), files, request.device)
@@ -144,6 +154,7 @@ def _work(plan: RunPlan, request: RunRequest, parts: Sequence[_Part], states: di
             part.told(record, left[id(part)])
 
     if request.scheduler:
-        cluster.work(request.scheduler, bundles, job, keep)
+        tell = on_notice and partial(on_notice, "", None)
+        cluster.work(request.scheduler, bundles, job, keep, tell)
     else:
         local.work(bundles, job, 1 if request.device != "cpu" else request.workers, keep)
