@@ -166,7 +166,7 @@ class Alignment:
         """The margin (px) on every side outside of which the warped reference is not valid everywhere."""
         height, width = self.displacement.shape
         rows, columns = self.overlap
-        return max(rows.start, height - rows.stop, columns.start, width - columns.stop)
+        return int(max(rows.start, height - rows.stop, columns.start, width - columns.stop))
 
     def warp(self, reference: Gray) -> Array:
         """The reference on the input's grid, float32 (H, W), by cubic spline; beyond the overlap its edge goes on.
@@ -222,12 +222,12 @@ class _Blocks:
     def textured(self) -> NDArray[np.bool_]:
         """Which blocks (N,) belong to the more textured half."""
         total = self.texture.sum(axis=1)
-        return total >= np.median(total)
+        return np.asarray(total >= np.median(total))
 
     def left_over(self, by: Displacement) -> NDArray[np.float64]:
         """Length (N,) of what a displacement leaves of the shifts."""
         fitted = np.stack(by.at(self.centres[:, 0], self.centres[:, 1]), axis=1)
-        return np.hypot(*(self.shifts - fitted).T)
+        return np.asarray(np.hypot(*(self.shifts - fitted).T))
 
     def moved(self, by: Displacement) -> "_Blocks":
         """The same blocks, their shifts counted from where the reference lay before a displacement."""
@@ -346,7 +346,7 @@ def _distrust(disagreement: float, error: float) -> str:
 def _smooth(image: Array, sigma: float) -> Array:
     from scipy.ndimage import gaussian_filter
 
-    return gaussian_filter(image, sigma, mode="reflect", truncate=3.5)
+    return np.asarray(gaussian_filter(image, sigma, mode="reflect", truncate=3.5))
 
 
 def _resample(spline: NDArray[Any], by: Displacement, order: int = 3, stride: int = 1) -> Array:
@@ -355,8 +355,10 @@ def _resample(spline: NDArray[Any], by: Displacement, order: int = 3, stride: in
 
     matrix, offset = by.source
     shape = tuple(-(-side // stride) for side in by.shape)
-    return affine_transform(
-        spline, matrix * stride, offset, shape, output=np.float32, order=order, mode="nearest", prefilter=False
+    return np.asarray(
+        affine_transform(
+            spline, matrix * stride, offset, shape, output=np.float32, order=order, mode="nearest", prefilter=False
+        )
     )
 
 
@@ -524,7 +526,7 @@ def _search(image: Array, reference: Array, shrink: int = 4) -> tuple[float, flo
     )
 
     def summed(left: Any, right: Any) -> NDArray[np.float64]:
-        return fft.irfft2(left * right.conj(), s=shape)
+        return np.asarray(fft.irfft2(left * right.conj(), s=shape))
 
     count = np.maximum(summed(ones, ones), 1)
     mean_one, mean_two = summed(firsts, ones) / count, summed(ones, seconds) / count

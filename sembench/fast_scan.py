@@ -38,7 +38,7 @@ class SimulatedPair:
 def noise_variance(mean: "NDArray[np.floating]") -> "NDArray[np.float64]":
     """Variance (gray levels squared) of a fast scan at a mean gray level, rolling off where the detector clips."""
     roll_off = np.clip((250.0 - mean) / 60.0, 0.1, 1.0)
-    return np.maximum(GAIN * mean + OFFSET, 4.0) * roll_off
+    return np.asarray(np.maximum(GAIN * mean + OFFSET, 4.0) * roll_off)
 
 
 def simulated_pair(seed: int, case_id: str) -> SimulatedPair:

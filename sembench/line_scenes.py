@@ -163,7 +163,7 @@ def _acquire(
     side = _side_weight(CORRELATION) if correlated else 0.0
     noise = (white[:, 1:-1] + side * (white[:, :-2] + white[:, 2:])) / np.sqrt(1 + 2 * side**2)
     deviation = np.sqrt(np.maximum(signal, 0) / degradation.dose + degradation.sigma**2)
-    return np.clip(np.rint(signal + deviation * noise), 0, 255).astype(np.float32)
+    return np.asarray(np.clip(np.rint(signal + deviation * noise), 0, 255).astype(np.float32))
 
 
 def _side_weight(correlation: float) -> float:

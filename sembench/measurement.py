@@ -89,7 +89,8 @@ class Measured:
     @property
     def refused(self) -> str | None:
         """Why there is no measurement, or None."""
-        return self.record["refused"]
+        reason: str | None = self.record["refused"]
+        return reason
 
     def without_arrays(self) -> "Measured":
         """The same without pixels and measurement, which are what takes memory."""

@@ -236,7 +236,7 @@ def to_grid(image: NDArray[np.floating]) -> NDArray[np.float32]:
     [[0.0, 0.00390625, 255.0]]
     """
     steps = np.rint(np.clip(_finite_plane(image), 0, 255) * GRID_STEPS)
-    return (steps / GRID_STEPS).astype(np.float32)
+    return np.asarray((steps / GRID_STEPS).astype(np.float32))
 
 
 def encode_grid(image: NDArray[np.floating]) -> NDArray[np.uint16]:
@@ -564,7 +564,7 @@ def _palette_colours(indices: NDArray[Any], colours: NDArray[np.uint16] | None) 
         raise _UnreadableError("palette TIFF without its colour map: get the file again")
     table = colours if colours.max() < 256 else colours >> 8
     plane = indices if indices.ndim == 2 else indices[..., 0]
-    return np.moveaxis(table.astype(np.uint8), 0, -1)[plane]
+    return np.asarray(np.moveaxis(table.astype(np.uint8), 0, -1)[plane])
 
 
 def _tiff_tags(page: "TiffPage") -> dict[int, Any]:

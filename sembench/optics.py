@@ -196,7 +196,7 @@ def airy_psf(
     away = argument > 0
     amplitude[away] = np.abs(2 * j1(argument[away]) / argument[away])
     kernel = (amplitude**beta).reshape(size, oversampling, size, oversampling).mean(axis=(1, 3))
-    return kernel / kernel.sum()
+    return np.asarray(kernel / kernel.sum())
 
 
 def aperture_transfer(rho: "NDArray[np.floating]") -> "NDArray[np.floating]":
@@ -206,7 +206,7 @@ def aperture_transfer(rho: "NDArray[np.floating]") -> "NDArray[np.floating]":
     1 / radius cycles/px. Source: the optical transfer function of a circular aperture.
     """
     inside = np.minimum(rho, 1.0)
-    return (2 / np.pi) * (np.arccos(inside) - inside * np.sqrt(1 - inside * inside))
+    return np.asarray((2 / np.pi) * (np.arccos(inside) - inside * np.sqrt(1 - inside * inside)))
 
 
 def blur(image: "NDArray[np.floating]", kernel: "NDArray[np.float64]") -> "NDArray[np.float64]":
@@ -221,7 +221,7 @@ def blur(image: "NDArray[np.floating]", kernel: "NDArray[np.float64]") -> "NDArr
             f"{kernel.shape[0]} px: each side must be larger than {half} px"
         )
     padded = np.pad(image.astype(np.float64), half, mode="reflect")
-    return fftconvolve(padded, kernel, mode="valid")
+    return np.asarray(fftconvolve(padded, kernel, mode="valid"))
 
 
 def degrade(
@@ -255,7 +255,7 @@ def add_noise(
     reach = math.ceil(4 * correlation)
     weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / correlation) ** 2)
     weights /= math.sqrt(float((weights**2).sum()))
-    return signal + convolve1d(noisy - signal, weights, axis=1, mode="wrap")
+    return np.asarray(signal + convolve1d(noisy - signal, weights, axis=1, mode="wrap"))
 
 
 def blurred_signal(area: "NDArray[np.floating]", parameters: Degradation) -> "NDArray[np.float32]":
@@ -278,7 +278,7 @@ def blurred_signal(area: "NDArray[np.floating]", parameters: Degradation) -> "ND
         shape = tuple(fft.next_fast_len(side, real=True) for side in padded.shape)
         spectrum = fft.rfft2(padded, s=shape) * fft.rfft2(kernel.astype(np.float32), s=shape)
         gained = fft.irfft2(spectrum, s=shape)[2 * half : 2 * half + height, 2 * half : 2 * half + width]
-    return np.maximum(np.float32(0), np.float32(parameters.a) * gained + np.float32(parameters.b))
+    return np.asarray(np.maximum(np.float32(0), np.float32(parameters.a) * gained + np.float32(parameters.b)))
 
 
 def degrade_case(

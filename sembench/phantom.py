@@ -66,7 +66,7 @@ def palasantzas_psd(frequency: "NDArray[np.floating]", sigma: float, xi: float, 
     sigma, xi: rms amplitude and correlation length (px); hurst: roughness exponent. Source: Palasantzas, 1993.
     """
     scale = sigma**2 * 2 * xi * math.sqrt(math.pi) * gamma(hurst + 0.5) / gamma(hurst)
-    return scale * (1 + (2 * np.pi * frequency * xi) ** 2) ** -(hurst + 0.5)
+    return np.asarray(scale * (1 + (2 * np.pi * frequency * xi) ** 2) ** -(hurst + 0.5))
 
 
 def rough_edge(rng: np.random.Generator, rows: int, sigma: float, xi: float, hurst: float) -> "NDArray[np.float64]":
@@ -303,7 +303,7 @@ class _Canvas:
     def image(self) -> "NDArray[np.float32]":
         """The field convolved with the Gaussian and averaged over each pixel, (H, W)."""
         down = self._averaging(self.height) @ self.field
-        return (self._averaging(self.width) @ np.ascontiguousarray(down.T)).T
+        return np.asarray((self._averaging(self.width) @ np.ascontiguousarray(down.T)).T)
 
     def _averaging(self, side: int) -> csr_array:
         """Weights (side, sub-pixels) of the sub-pixels, constant over each, in the blurred pixels of one axis."""
@@ -320,7 +320,7 @@ class _Canvas:
 
 def _coverage(distance: "NDArray[np.float32]") -> "NDArray[np.float32]":
     """Covered part of each sub-pixel, from the signed distance of its centre to the contour (px, inside above 0)."""
-    return np.clip(distance * np.float32(SUBPIXELS) + np.float32(0.5), 0, 1)
+    return np.asarray(np.clip(distance * np.float32(SUBPIXELS) + np.float32(0.5), 0, 1))
 
 
 def contacts(
@@ -460,7 +460,7 @@ def _distance_to_contour(
     stretch = (1 / np.hypot(1, slope / radii)).astype(np.float32)
     turns = np.arctan2(y[:, None], x[None, :]) * np.float32(CONTOUR_TABLE / (2 * np.pi))
     index = np.rint(turns).astype(np.int32) % CONTOUR_TABLE
-    return (radii.astype(np.float32)[index] - np.sqrt(x**2 + (y**2)[:, None])) * stretch[index]
+    return np.asarray((radii.astype(np.float32)[index] - np.sqrt(x**2 + (y**2)[:, None])) * stretch[index])
 
 
 def particles(
@@ -672,7 +672,7 @@ def _distance_to_boundary(
     distance = across[0] - down[0][:, None]
     for one_across, one_down in zip(across[1:], down[1:], strict=True):
         np.minimum(distance, one_across - one_down[:, None], out=distance)
-    return distance
+    return np.asarray(distance)
 
 
 def fibres(
@@ -790,7 +790,7 @@ def _distance_to_curve(
     steepness = slope[nearest]
     step = (across - curve[nearest]) * steepness / (1 + steepness**2)
     foot = np.clip(position + step * np.float32(SUBPIXELS), 0, np.float32(curve.size - 2))
-    return np.sqrt(step**2 + (across - _look_up(curve, foot)) ** 2)
+    return np.asarray(np.sqrt(step**2 + (across - _look_up(curve, foot)) ** 2))
 
 
 def corpus_scene(seed: int, case_id: str, size: int = 512) -> Scene:
@@ -819,7 +819,7 @@ def _texture(rng: np.random.Generator, size: int, correlation: float) -> "NDArra
     spectrum = np.fft.rfft2(rng.standard_normal((size, size))) * np.exp(-2 * (np.pi * correlation * frequency) ** 2)
     spectrum[0, 0] = 0
     field = np.fft.irfft2(spectrum, (size, size))
-    return field / field.std()
+    return np.asarray(field / field.std())
 
 
 def _gray_pair(rng: np.random.Generator) -> tuple[float, float]:

@@ -190,7 +190,8 @@ def _part_of(location: Sequence[Any]) -> type[BaseModel] | None:
         )
         if part is None:
             return None
-    return part
+    found: type[BaseModel] = part
+    return found
 
 
 def parse(text: str, file: str) -> Protocol:

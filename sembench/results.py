@@ -46,7 +46,7 @@ class SummaryRow:
 
 def _seconds(record: Record) -> float | None:
     """What the restorer took, to restore a case or to embed a set."""
-    seconds = record.get("seconds", {})
+    seconds: dict[str, float] = record.get("seconds", {})
     return seconds.get("restore", seconds.get("embed"))
 
 

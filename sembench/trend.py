@@ -70,7 +70,7 @@ class PolynomialFit:
 
     def __call__(self, x: ArrayLike) -> NDArray[np.float64]:
         """The polynomial at x."""
-        return np.polynomial.polynomial.polyval(np.asarray(x, np.float64), np.asarray(self.coefficients))
+        return np.asarray(np.polynomial.polynomial.polyval(np.asarray(x, np.float64), np.asarray(self.coefficients)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
@@ -125,7 +125,7 @@ def pretrain(
             run = _Run(task, recipe, packed, folder / f"stage{number}", ranks, teller, asked)
             run.resume(fresh)
             with _signals() as stopped:
-                finished = run.train(lambda stopped=stopped: bool(stopped) or time.monotonic() > deadline)
+                finished = run.train(stopped, deadline)
             if stopped:
                 raise KeyboardInterrupt
             if stage is not None or not finished:
@@ -233,8 +233,11 @@ class _Run:
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{self.folder}: its checkpoint does not fit the config ({reason}); --fresh") from error
 
-    def train(self, stop: Callable[[], bool]) -> bool:
-        """Steps from the checkpoint to the end, or until `stop` says so, in all processes; whether that is the end."""
+    def train(self, stopped: list[int], deadline: float) -> bool:
+        """Steps from the checkpoint to the end, or until a signal or the deadline; whether that is the end.
+
+        stopped: signals that came meanwhile; deadline: of time.monotonic. What ends one process ends all.
+        """
         settings, ranks, task, report = self.task.settings, self.ranks, self.task, self.recipe.report
         if self.listener:
             self.listener.notice(self._opening())
@@ -263,7 +266,7 @@ class _Run:
                     for name, value in {"loss": loss, **terms}.items():
                         sums[name] = sums.get(name, 0) + value.detach() / len(batches)
                 norm = nn.utils.clip_grad_norm_(parameters, settings.clip_norm or math.inf)
-                asked = torch.tensor(float(stop()), device=ranks.device)
+                asked = torch.tensor(float(bool(stopped) or time.monotonic() > deadline), device=ranks.device)
                 agreed = ranks.mean(torch.stack([*sums.values(), norm.detach(), asked]).float()).tolist()
                 values = dict(zip([*sums, "grad_norm"], agreed[:-1], strict=True))
                 if not all(map(math.isfinite, values.values())):

@@ -187,7 +187,7 @@ def perceptual_hash(image: NDArray[Any]) -> NDArray[np.bool_]:
     """
     spectrum = fft.dctn(resize_area(image, HASH_SIDE, HASH_SIDE), norm="ortho")
     low = spectrum[:HASH_FREQUENCIES, :HASH_FREQUENCIES].ravel()
-    return low > np.median(low[1:])
+    return np.asarray(low > np.median(low[1:]))
 
 
 def flatten(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -196,7 +196,7 @@ def flatten(image: NDArray[Any]) -> NDArray[np.float64]:
     detail = smooth - ndimage.gaussian_filter(smooth, BACKGROUND_SIGMA)
     variance = ndimage.gaussian_filter(detail**2, BACKGROUND_SIGMA)
     floor = FLAT * variance.mean()
-    return detail / np.sqrt(variance + floor) if floor > 0 else detail
+    return np.asarray(detail / np.sqrt(variance + floor) if floor > 0 else detail)
 
 
 @dataclass(frozen=True)

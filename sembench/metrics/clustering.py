@@ -57,7 +57,7 @@ def normalised(vectors: "NDArray[np.floating]") -> "NDArray[np.float64]":
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
     if not lengths.all():
         raise InputError(f"{int((lengths == 0).sum())} embeddings are zero: they have no direction")
-    return vectors / lengths
+    return np.asarray(vectors / lengths)
 
 
 def clusters(vectors: "NDArray[np.float64]", seed: int) -> "NDArray[np.int_]":
@@ -66,7 +66,7 @@ def clusters(vectors: "NDArray[np.float64]", seed: int) -> "NDArray[np.int_]":
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):
-        return KMeans(CLUSTERS, n_init=INITS, random_state=seed).fit_predict(vectors)
+        return np.asarray(KMeans(CLUSTERS, n_init=INITS, random_state=seed).fit_predict(vectors))
 
 
 def projected(vectors: "NDArray[np.float64]") -> "NDArray[np.float64]":
@@ -79,7 +79,9 @@ def projected(vectors: "NDArray[np.float64]") -> "NDArray[np.float64]":
 
     perplexity = min(30.0, (len(vectors) - 1) / 3)
     with threadpool_limits(1):
-        return TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=0).fit_transform(vectors)
+        return np.asarray(
+            TSNE(perplexity=perplexity, metric="cosine", init="pca", random_state=0).fit_transform(vectors)
+        )
 
 
 def _scores(vectors: "NDArray[np.float64]", groups: Sequence[str]) -> "dict[str, NDArray[np.float64]]":

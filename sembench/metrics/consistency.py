@@ -45,7 +45,7 @@ def _magnitude(scored: Scored) -> Array:
     """Modulus of the residual; the whole image is degraded, then the margin cut off."""
     case = scored.case
     residual = consistency_residual(scored.restored, case.degraded, _degradation(case), case.once(_case_kernel))
-    return np.abs(case.inner(residual))
+    return np.asarray(np.abs(case.inner(residual)))
 
 
 def _residual_median(scored: Scored) -> float:

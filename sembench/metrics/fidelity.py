@@ -105,7 +105,7 @@ def matched_image(scored: Scored) -> Array:
 
 
 def _smooth(image: Gray) -> Array:
-    return gaussian_filter(np.asarray(image, np.float64), MATCH_SIGMA, mode="reflect")
+    return np.asarray(gaussian_filter(np.asarray(image, np.float64), MATCH_SIGMA, mode="reflect"))
 
 
 def _smooth_reference(case: MetricCase) -> Array:
@@ -115,13 +115,13 @@ def _smooth_reference(case: MetricCase) -> Array:
 def _window() -> Array:
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     weights = np.exp(-0.5 * (offsets / 1.5) ** 2)
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def _local_mean(image: Array) -> Array:
     """Mean under SSIM's window where the window lies inside the image."""
     border = slice(SSIM_RADIUS, -SSIM_RADIUS)
-    return correlate1d(correlate1d(image, _window(), axis=0)[border], _window(), axis=1)[:, border]
+    return np.asarray(correlate1d(correlate1d(image, _window(), axis=0)[border], _window(), axis=1)[:, border])
 
 
 def _moments(image: Array) -> Moments:

@@ -100,7 +100,7 @@ def _shared(one: Array, one_rows: Array, other: Array, other_rows: Array, pitch:
 
 
 def _centres(edges: Array) -> Array:
-    return edges.mean(axis=0).reshape(-1, 2).mean(axis=1)
+    return np.asarray(edges.mean(axis=0).reshape(-1, 2).mean(axis=1))
 
 
 def _columns(lines: NDArray[np.intp]) -> NDArray[np.intp]:

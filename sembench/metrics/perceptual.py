@@ -105,7 +105,7 @@ def niqe(image: "NDArray[np.floating[Any]]", parameters: Path | str) -> float:
     try:
         with _one_thread():
             value = float(metric(unit))
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         raise UndefinedError("the image has too little structure for the model to be fitted") from error
     if not np.isfinite(value):
         raise UndefinedError("the image has too little structure for the model to be fitted")

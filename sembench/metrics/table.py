@@ -69,7 +69,8 @@ class MetricCase:
         """The result of `compute(case)`, made at the first call and shared by all metrics and restorers of the case."""
         if compute not in self._kept:
             self._kept[compute] = compute(self)
-        return self._kept[compute]
+        found: T = self._kept[compute]
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +99,8 @@ class Scored:
         """The result of `compute(scored)`, made at the first call and shared by the metrics of this restored image."""
         if compute not in self._kept:
             self._kept[compute] = compute(self)
-        return self._kept[compute]
+        found: T = self._kept[compute]
+        return found
 
 
 @dataclass(frozen=True)

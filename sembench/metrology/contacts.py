@@ -229,7 +229,7 @@ def _checked(image: "NDArray[np.floating[Any]]") -> Array:
 def _far(above: Mask) -> Mask:
     """The ground pixels furthest from any blob."""
     distance = distance_transform_edt(~above)
-    return distance >= max(float(np.quantile(distance[~above], FAR_QUANTILE)), 1.5)
+    return np.asarray(distance >= max(float(np.quantile(distance[~above], FAR_QUANTILE)), 1.5))
 
 
 def _blobs(above: Mask) -> tuple[Ellipses, Mask, int]:
@@ -483,7 +483,7 @@ def _depth(profiles: Array, valid: Mask, template: Template) -> Array:
     inner = max(1, -template.first // 2)
     weight = valid[:, :, :inner]
     level = (profiles[:, :, :inner] * weight).sum(axis=(1, 2)) / np.maximum(weight.sum(axis=(1, 2)), 1)
-    return level / float(template.values[:inner].mean())
+    return np.asarray(level / float(template.values[:inner].mean()))
 
 
 def _noise_variances(template: Template, noise: Array, diameter: float, angle: Array) -> tuple[float, float, float]:
@@ -543,7 +543,7 @@ def _along_ray(x: Array, y: Array, ellipses: Ellipses) -> Array:
     """Distance (n, rays) from the ellipse to the points along rays from its centre, outwards above 0."""
     offset = np.stack([x - ellipses.centre[:, :1], y - ellipses.centre[:, 1:]], axis=2)
     norm = np.linalg.norm(np.einsum("nij,nrj->nri", ellipses.inverse(), offset), axis=2)
-    return np.linalg.norm(offset, axis=2) * (1 - 1 / np.maximum(norm, 1e-9))
+    return np.asarray(np.linalg.norm(offset, axis=2) * (1 - 1 / np.maximum(norm, 1e-9)))
 
 
 def _roughness(contacts: tuple[Contact, ...], scale: tuple[float, float]) -> float:

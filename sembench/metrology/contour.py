@@ -33,12 +33,14 @@ class Sampler:
     def __call__(self, x: Array, y: Array) -> Array:
         """Values at positions in px, of any one shape; beyond the border the image is mirrored."""
         places = np.stack([y.ravel(), x.ravel()])
-        return map_coordinates(self._spline, places, order=3, mode="mirror", prefilter=False).reshape(x.shape)
+        return np.asarray(
+            map_coordinates(self._spline, places, order=3, mode="mirror", prefilter=False).reshape(x.shape)
+        )
 
     def inside(self, x: Array, y: Array) -> Mask:
         """Whether positions in px lie on the image."""
         height, width = self.shape
-        return (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
+        return np.asarray((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5))
 
 
 def ray_angles(rays: int) -> Array:
@@ -216,11 +218,11 @@ def _sampled_covariance(noise: Array) -> Array:
     kernel = 2 * (np.cos(2 * np.pi * np.outer(side, frequency)) @ response) / 1024
     length = 2 * REACH * COVARIANCE_STEPS + 1
     shifted = np.stack([kernel[(LAGS - lag) * COVARIANCE_STEPS :][:length] for lag in range(-LAGS, LAGS + 1)])
-    return np.einsum("di,dl,lj->ij", shifted, noise, shifted)
+    return np.asarray(np.einsum("di,dl,lj->ij", shifted, noise, shifted))
 
 
 def _look_up(table: Array, down: Array, across: Array) -> Array:
     limit = REACH * COVARIANCE_STEPS
     row = np.clip(np.rint(down * COVARIANCE_STEPS) + limit, 0, 2 * limit).astype(np.int64)
     column = np.clip(np.rint(across * COVARIANCE_STEPS) + limit, 0, 2 * limit).astype(np.int64)
-    return table[row, column]
+    return np.asarray(table[row, column])

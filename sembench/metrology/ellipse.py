@@ -43,7 +43,7 @@ class Ellipses:
 
     def diameter(self) -> Array:
         """Diameter (n,) in px of the circle of equal area, 2 sqrt(ab)."""
-        return 2 * np.sqrt(np.prod(self.half_axes(), axis=1))
+        return np.asarray(2 * np.sqrt(np.prod(self.half_axes(), axis=1)))
 
     def extent(self) -> Array:
         """Full extent (n, 2) in px along x and y: the sides of the upright rectangle that just holds the ellipse."""
@@ -53,12 +53,12 @@ class Ellipses:
         """Direction (n,) of the longer axis in degrees from x towards y, -90 (excluded) to 90."""
         axis = np.linalg.eigh(self.root)[1][:, :, 1]
         angle = np.degrees(np.arctan2(axis[:, 1], axis[:, 0]))
-        return -((-angle + 90) % 180 - 90)
+        return np.asarray(-((-angle + 90) % 180 - 90))
 
 
 def _length(vectors: Array) -> Array:
     """Length of the vectors along the last axis."""
-    return np.sqrt((vectors**2).sum(axis=-1))
+    return np.asarray(np.sqrt((vectors**2).sum(axis=-1)))
 
 
 def fit_ellipses(x: Array, y: Array, weight: Array) -> tuple[Ellipses, "NDArray[np.bool_]"]:

@@ -35,7 +35,7 @@ def lost_points(
     if curvature.max() > least / 2:
         jump = np.abs(positions - median_filter(positions, size=(1, MEDIAN_ROWS), mode="nearest"))
         lost |= jump > max(factor * float(np.median(jump)), least)
-    return lost
+    return np.asarray(lost)
 
 
 def bridged(positions: "NDArray[np.float64]", lost: "NDArray[np.bool_]") -> "NDArray[np.float64]":

@@ -64,7 +64,7 @@ class MatchedFilter:
     def mean_squares(self, windows: "NDArray[np.float64]", position: "NDArray[np.float64]") -> "NDArray[np.float64]":
         """Mean squared residual of each window about the edge at a position."""
         residual = windows - self._values[self._nearest(position)]
-        return np.einsum("...i,...i->...", residual, residual) / windows.shape[-1]
+        return np.asarray(np.einsum("...i,...i->...", residual, residual) / windows.shape[-1])
 
     def _nearest(self, position: "NDArray[np.float64]") -> "NDArray[np.intp]":
         index = np.rint(position * STEPS_PER_PX).astype(np.intp) + self._middle
@@ -73,4 +73,4 @@ class MatchedFilter:
     def _step(self, rows: "NDArray[np.float64]", position: "NDArray[np.float64]") -> "NDArray[np.float64]":
         index = self._nearest(position)
         excess = np.einsum("ij,ij->i", rows, self._slopes[index]) - self._expected[index]
-        return self._grid[index] - np.clip(excess / self._response[index], -1, 1)
+        return np.asarray(self._grid[index] - np.clip(excess / self._response[index], -1, 1))

@@ -30,14 +30,14 @@ class Surface:
         rise += two
         rise *= down[:, 1:2]
         rise += one
-        return rise
+        return np.asarray(rise)
 
     def at(self, x: Array, y: Array) -> Array:
         """The surface at positions in px, of any one shape."""
         longest = max(self.shape)
         across, down = (x - (self.shape[1] - 1) / 2) / longest, (y - (self.shape[0] - 1) / 2) / longest
         one, two, three = (row[0] + across * (row[1] + across * row[2]) for row in self.coefficients)
-        return one + down * (two + down * three)
+        return np.asarray(one + down * (two + down * three))
 
 
 def _powers(side: int, longest: int) -> Array:

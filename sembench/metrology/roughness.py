@@ -26,7 +26,7 @@ class Curves:
     @property
     def line_cds(self) -> "NDArray[np.float64]":
         """Mean width (n,) of each line."""
-        return self.widths.mean(axis=0)
+        return np.asarray(self.widths.mean(axis=0))
 
 
 def straighten(positions: "NDArray[np.float64]") -> Curves:

@@ -123,7 +123,7 @@ def expected_power(
     unit = _unit_power(length, math.log(xi / spacing), hurst)[0]
     power = _sides(length) * spacing * (sigma**2 * np.maximum(unit, 0) + noise_variance)
     power[0] = 0
-    return power
+    return np.asarray(power)
 
 
 def fit_model(s: Spectrum) -> SpectrumModel:
@@ -191,7 +191,7 @@ class _Likelihood:
                 math.log(max(noise, 1e-7 * self.variance)),
             ]
         )
-        return np.clip(theta, self.low, self.high)
+        return np.asarray(np.clip(theta, self.low, self.high))
 
     def inside(self, theta: Array) -> bool:
         """Whether roughness and exponent are off their bounds; the noise may vanish."""

@@ -43,7 +43,7 @@ class Shape:
             inside = np.maximum(u, -8 * sigma)
             decay = np.exp(0.5 * (sigma / length) ** 2 - inside / length) * ndtr(inside / sigma - sigma / length)
             profile = profile + self.rim * decay
-        return profile
+        return np.asarray(profile)
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Template:
 
     def beyond(self, u: "NDArray[np.float64]") -> "NDArray[np.float64]":
         """What the data show beyond the shape at u."""
-        return self.excess(np.clip(u, -self.reach, self.reach))
+        return np.asarray(self.excess(np.clip(u, -self.reach, self.reach)))
 
     def single(self, u: "NDArray[np.float64]") -> "NDArray[np.float64]":
         """One edge without its neighbours, at u from its step."""

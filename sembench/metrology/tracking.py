@@ -58,7 +58,7 @@ class Field:
         """Sums of 2 half + 1 pixels about the columns middle (curves, rows), clipped so that spans stay inside."""
         first = np.clip(middle - half, 0, self.columns - 2 * half - 1) + self._starts
         sums = self._sums.ravel()
-        return sums[first + (2 * half + 1)] - sums[first] + (2 * half + 1) * self.offset
+        return np.asarray(sums[first + (2 * half + 1)] - sums[first] + (2 * half + 1) * self.offset)
 
     def windows(self, middle: "NDArray[np.intp]", half: int) -> "NDArray[np.float64]":
         """Pixels (curves, rows, 2 half + 1) about the columns middle (curves, rows); right edges mirrored.
@@ -130,7 +130,7 @@ def _surface(
     x = (edges - middle) / field.columns
     by_power = {power: float(c) for power, c in zip(powers, coefficients, strict=True)}
     rows = by_power[0, 0] + by_power[0, 1] * height + by_power[0, 2] * height**2
-    return rows + x * (by_power[1, 0] + by_power[1, 1] * height + by_power.get((2, 0), 0.0) * x)
+    return np.asarray(rows + x * (by_power[1, 0] + by_power[1, 1] * height + by_power.get((2, 0), 0.0) * x))
 
 
 def _check_blocks(lines: "NDArray[np.float64]", spaces: "NDArray[np.float64]", contrast: "NDArray[np.float64]") -> None:
@@ -138,7 +138,7 @@ def _check_blocks(lines: "NDArray[np.float64]", spaces: "NDArray[np.float64]", c
     local = lines - (spaces[:-1] + spaces[1:]) / 2
 
     def means(curves: "NDArray[np.float64]") -> "NDArray[np.float64]":
-        return curves[:, : blocks * BLOCK_ROWS].reshape(len(curves), blocks, BLOCK_ROWS).mean(axis=2)
+        return np.asarray(curves[:, : blocks * BLOCK_ROWS].reshape(len(curves), blocks, BLOCK_ROWS).mean(axis=2))
 
     surface = (contrast[0::2] + contrast[1::2]) / 2
     if (means(local) < LEAST_LOCAL_CONTRAST * means(surface)).mean() > MOST_FAINT_BLOCKS:
