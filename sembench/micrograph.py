@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import lzma
 import math
@@ -44,6 +45,12 @@ LARGEST_RATIONAL = 2**31
 
 DIFFERENCE_TOLD = 0.01
 """Relative difference of two pixel sizes from which on it is told."""
+
+MOST_EXPANDED_BYTES = 2**31
+"""An .xz file is expanded up to this size, so that a small one cannot fill the memory."""
+
+MOST_PAGES = 256
+"""A TIFF with more pages is no single image; where its pages follow each other in a circle they would never end."""
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue: ITU-R recommendation BT.601."""
@@ -374,9 +381,13 @@ def _expand(content: bytes) -> bytes:
     if not content.startswith(b"\xfd7zXZ\x00"):
         return content
     try:
-        return lzma.decompress(content)
+        with lzma.open(io.BytesIO(content)) as file:
+            expanded = file.read(MOST_EXPANDED_BYTES + 1)
     except (lzma.LZMAError, EOFError) as error:
         raise _UnreadableError(f"damaged .xz file ({_one_line(error)}): get the file again") from error
+    if len(expanded) > MOST_EXPANDED_BYTES:
+        raise _UnreadableError(f"more than {MOST_EXPANDED_BYTES >> 20} MiB in an .xz file: expand it yourself")
+    return expanded
 
 
 def _sidecars(path: Path) -> dict[str, bytes]:
@@ -516,13 +527,18 @@ def _decode_tiff(content: bytes) -> _Decoded:
 
 def _page_notices(tiff: "TiffFile", page: "TiffPage") -> tuple[str, ...]:
     """What to say of further pages; a stack of equal pages is refused."""
-    alike = sum(other.shape == page.shape for other in tiff.pages)
+    pages = list(itertools.islice(tiff.pages, MOST_PAGES + 1))
+    if len(pages) > MOST_PAGES:
+        raise _UnreadableError(
+            f"more than {MOST_PAGES} pages, or pages in a circle: split it into single images, or get the file again"
+        )
+    alike = sum(other.shape == page.shape for other in pages)
     if alike > 1:
         raise _UnreadableError(f"a stack of {alike} pages, not one image: split it into single images")
     if tiff.series and tiff.series[0].size != page.size:
         raise _UnreadableError(f"a stack of shape {tiff.series[0].shape}, not one image: split it into single images")
-    if len(tiff.pages) > 1:
-        return (f"the first of {len(tiff.pages)} pages of different size is read",)
+    if len(pages) > 1:
+        return (f"the first of {len(pages)} pages of different size is read",)
     return ()
 
 

@@ -394,6 +394,29 @@ def test_not_finite_is_refused(tmp_path: Path, wrong: float) -> None:
     assert "1 values are not finite" in one_line(error, path)
 
 
+def test_pages_in_a_circle_are_refused_instead_of_followed_for_ever(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, np.zeros((40, 36), np.uint8))
+    content = bytearray(buffer.getvalue())
+    first = int.from_bytes(content[4:8], "little")
+    size = 2 + 12 * int.from_bytes(content[first : first + 2], "little")
+    second = len(content)
+    content += content[first : first + size] + first.to_bytes(4, "little")
+    content[first + size : first + size + 4] = second.to_bytes(4, "little")
+    path = tmp_path / "circle.tif"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"circle\.tif: more than 256 pages, or pages in a circle"):
+        mg.read(path)
+
+
+def test_an_xz_file_is_expanded_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "bomb.tif.xz"
+    path.write_bytes(lzma.compress(bytes(40 * 2**20)))
+    monkeypatch.setattr(mg, "MOST_EXPANDED_BYTES", 2**20)
+    with pytest.raises(InputError, match=r"bomb\.tif\.xz: more than 1 MiB in an \.xz file"):
+        mg.read(path)
+
+
 def test_stacks_are_refused_and_thumbnails_told(tmp_path: Path) -> None:
     path = save(tmp_path / "a.tif", np.zeros((5, 40, 40), np.uint8), photometric="minisblack")
     with pytest.raises(InputError) as error:
