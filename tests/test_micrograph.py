@@ -409,6 +409,16 @@ def test_pages_in_a_circle_are_refused_instead_of_followed_for_ever(tmp_path: Pa
         mg.read(path)
 
 
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_a_tiff_that_claims_more_than_its_file_can_hold_takes_no_memory(tmp_path: Path, compression: str | None) -> None:
+    path = tmp_path / "claims.tif"
+    tifffile.imwrite(path, np.zeros((40, 36), np.uint8), compression=compression)
+    with tifffile.TiffFile(path, mode="r+b") as tiff:
+        tiff.pages[0].tags["ImageWidth"].overwrite(2**27)
+    with pytest.raises(InputError, match=r"claims\.tif: 40 x 134217728 px in a file of \d+ bytes cannot be"):
+        mg.read(path)
+
+
 def test_an_xz_file_is_expanded_up_to_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "bomb.tif.xz"
     path.write_bytes(lzma.compress(bytes(40 * 2**20)))
