@@ -53,7 +53,7 @@ MOST_EXPANSION = 2000
 """No compression of TIFF makes an image so much smaller, unless it is flat."""
 
 LARGE_BYTES = 2**26
-"""A TIFF's image below this size is read whatever the size of its file."""
+"""A compressed TIFF's image up to this size is read whatever the size of its file."""
 
 MOST_PAGES = 256
 """A TIFF with more pages is no single image; where its pages follow each other in a circle they would never end."""
@@ -525,18 +525,18 @@ def _decode_tiff(content: bytes) -> _Decoded:
         if not isinstance(page, TiffPage):
             raise _UnreadableError("the TIFF's first page cannot be read: get the file again")
         notices = _page_notices(tiff, page)
-        _check_claim(page, len(content))
         extents = zip(page.dataoffsets, page.databytecounts, strict=False)
         if not page.dataoffsets or max(offset + count for offset, count in extents) > len(content):
             raise _UnreadableError("truncated TIFF image (pixels lie beyond the end of the file): get the file again")
+        _check_claim(page, len(content))
         return _Decoded(_tiff_values(page), _highest_sample(page), _tiff_tags(page), notices)
 
 
 def _check_claim(page: "TiffPage", file_bytes: int) -> None:
     """Refuse an image that is too large for its file, before memory is taken for it."""
     claimed = page.imagelength * page.imagewidth * page.samplesperpixel * page.bitspersample // 8
-    most = file_bytes * (1 if page.compression == 1 else MOST_EXPANSION)
-    if claimed > max(most, LARGE_BYTES):
+    most = file_bytes if page.compression == 1 else max(MOST_EXPANSION * file_bytes, LARGE_BYTES)
+    if claimed > most:
         raise _UnreadableError(
             f"{page.imagelength} x {page.imagewidth} px in a file of {file_bytes} bytes cannot be: get the file again"
         )

@@ -410,7 +410,7 @@ def test_pages_in_a_circle_are_refused_instead_of_followed_for_ever(tmp_path: Pa
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
-def test_a_tiff_that_claims_more_than_its_file_can_hold_takes_no_memory(tmp_path: Path, compression: str | None) -> None:
+def test_a_tiff_that_claims_more_than_its_file_holds_takes_no_memory(tmp_path: Path, compression: str | None) -> None:
     path = tmp_path / "claims.tif"
     tifffile.imwrite(path, np.zeros((40, 36), np.uint8), compression=compression)
     with tifffile.TiffFile(path, mode="r+b") as tiff:
