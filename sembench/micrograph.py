@@ -733,11 +733,12 @@ def _positive(value: Any) -> float | None:
 
 
 def _size(x: Any, y: Any, nm: float, source: str, notice: str = "") -> _PixelSize | None:
-    """A pixel size from two numbers in units of `nm`; y may be missing; None where x is no positive number."""
+    """A pixel size from two numbers in units of `nm`; y may be missing; None where it is no positive number of nm."""
     across, down = _positive(x), _positive(y)
     if across is None:
         return None
-    return _PixelSize(across * nm, (down or across) * nm, source, notice)
+    in_nm = _positive(across * nm), _positive((down or across) * nm)
+    return None if in_nm[0] is None or in_nm[1] is None else _PixelSize(in_nm[0], in_nm[1], source, notice)
 
 
 def _text(raw: Any) -> str:
@@ -801,7 +802,7 @@ def _zeiss_size(tags: Mapping[int, Any]) -> _PixelSize | None:
         entry = entries.get(key)
         if isinstance(entry, tuple) and len(entry) >= 3:
             size = _size(entry[1], None, NM_PER_UNIT.get(str(entry[2]).strip().lower(), 0.0), source, notice)
-            if size is not None and size.x > 0:
+            if size is not None:
                 return size
     return None
 

@@ -542,8 +542,9 @@ def test_jeol_sidecar(tmp_path: Path) -> None:
     image = mg.read(path)
     assert image.pixel_size_nm == pytest.approx((1984.375, 1984.375))
     assert "magnification" in image.notices[0]
-    beside.write_text("Sample 7, seen by Ana on Monday\n")
-    assert mg.read(path).pixel_size_nm is None
+    for unknown in ("Sample 7, seen by Ana on Monday\n", "$$SM_MICRON_BAR 80\r\n$$SM_MICRON_MARKER 1ump\r\n"):
+        beside.write_text(unknown)
+        assert mg.read(path).pixel_size_nm is None
 
 
 @pytest.mark.parametrize(
