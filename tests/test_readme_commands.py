@@ -59,7 +59,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (
             "Your images",
-            "restored.tif before-after.png restored out.tif out-spread-gray-levels.tif blurred.tif lines.tif",
+            "restored.tif before-after.png out out.tif out-spread-gray-levels.tif blurred.tif lines.tif",
         ),
         ("Measure", "lines.tif edges.png psd.png all.csv dose-trend.png"),
     ],
