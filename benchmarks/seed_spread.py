@@ -52,7 +52,7 @@ def collected(folders: list[Path]) -> tuple[str, dict[str, dict[int, Values]], d
 
 
 def _by_default(name: str, settings: dict[str, object]) -> bool:
-    default = find_method(name).cls.Settings().model_dump()
+    default = find_method(name).cls.Settings().model_dump(mode="json")
     apart = ("seed", "degradation")
     return {k: v for k, v in settings.items() if k not in apart} == {k: v for k, v in default.items() if k not in apart}
 
@@ -80,7 +80,7 @@ def page(told: str, methods: dict[str, dict[int, Values]], groups: dict[str, str
         "weights. The intervals of the other pages are over specimens, for one given fit; they say nothing of this.",
         "",
         f"{told}: {len(cases)} cases in {len({groups[case] for case in cases})} groups, standard budget. Written by "
-        "`python benchmarks/seed_spread.py RUN --write docs/seed-spread.md`.",
+        "`python benchmarks/seed_spread.py RUN ... --write docs/seed-spread.md`.",
         "",
         "## Each fit",
         "",
