@@ -12,6 +12,7 @@ Markdown table: each row of the run, then differences from the row named by --ag
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,15 +82,20 @@ def table(run: RecordedRun, against: str | None, neighbours: int) -> str:
         f"| encoder | nmi | retrieval of {neighbours} | nmi, less {labels[first]} | retrieval, less {labels[first]} |",
         "|---|---|---|---|---|",
     ]
+    known: dict[tuple[str, bytes], float] = {}
+
+    def nmi_of(row: str, kept: NDArray[np.bool_]) -> float:
+        about = row, kept.tobytes()
+        if about not in known:
+            known[about] = nmi(found[row][kept], groups[kept])
+        return known[about]
+
     scores = {row: retrieval(vectors, groups, neighbours)[shared] for row, vectors in found.items()}
-    for row, vectors in found.items():
-        own = jackknife_interval(lambda kept, v=vectors: nmi(v[kept], groups[kept]), groups)
+    for row in found:
+        own = jackknife_interval(partial(nmi_of, row), groups)
         cells = [labels[row], cell(own), cell(mean_interval(scores[row], list(groups[shared])))]
         if row != first:
-            other = found[first]
-            apart = jackknife_interval(
-                lambda kept, a=vectors, b=other: nmi(a[kept], groups[kept]) - nmi(b[kept], groups[kept]), groups
-            )
+            apart = jackknife_interval(lambda kept, one=row: nmi_of(one, kept) - nmi_of(first, kept), groups)
             cells += [cell(apart, "+"), cell(mean_interval(scores[row] - scores[first], list(groups[shared])), "+")]
         lines.append("| " + " | ".join([*cells, *[""] * (5 - len(cells))]) + " |")
     return "\n".join(lines)

@@ -3,9 +3,9 @@
     sembench run --protocol s2s --restorer semfm,unet,nafnet,noise2noise --set seed=1 --out RUN   (then seed=2)
     python benchmarks/seed_spread.py RUN [RUN ...] [--write docs/seed-spread.md]
 
-Takes every method that has rows with the same settings, version and budget for two seeds at least; of several folders
-the cases must be the same. The seed draws patches, degradations and first weights. What is told is apart from the
-intervals over groups of images, which say nothing of it.
+Takes every method that has rows of its present version with default settings and the standard budget for two seeds at
+least; the cases must be the same. The seed draws patches, degradations and first weights. What is told is apart from
+the intervals over groups of images, which say nothing of it.
 """
 
 import argparse
@@ -13,10 +13,12 @@ import json
 import sys
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sembench.errors import InputError, SembenchError
+from sembench.execution.plan import Row
 from sembench.execution.recorded import read_run
 from sembench.registry import find_method
 from sembench.statistics import mean_interval
@@ -39,26 +41,27 @@ def collected(folders: list[Path]) -> tuple[str, dict[str, dict[int, Values]], d
         rows = {row["row"]: row for row in run.description["rows"]}
         for row in run.rows:
             fit = rows[row.row_id].get("fit")
-            if not fit or "seed" not in row.settings or not _by_default(row.name, row.settings):
+            if not fit or "seed" not in row.settings or not _as_shipped(row, fit["identity"]):
                 continue
             own = [record for record in run.records if record["row"] == row.row_id and record["status"] == "ok"]
-            if not own or fit["identity"]["version"] != _version(row.name):
+            if not own:
                 continue
             values = {metric: {record["case"]: record["metrics"][metric] for record in own} for metric in METRICS_SHOWN}
             methods.setdefault(row.name, {})[row.settings["seed"]] = values
+    for name, seeds in methods.items():
+        if len({frozenset(values[METRICS_SHOWN[0]]) for values in seeds.values()}) > 1:
+            raise InputError(f"{name}: its seeds were not solved on the same cases: run the missing ones")
     if len(told) != 1:
         raise InputError(f"the runs are of different protocols or data: {'; '.join(sorted(told))}")
     return told.pop(), {name: seeds for name, seeds in methods.items() if len(seeds) > 1}, groups
 
 
-def _by_default(name: str, settings: dict[str, object]) -> bool:
-    default = find_method(name).cls.Settings().model_dump(mode="json")
-    apart = ("seed", "degradation")
-    return {k: v for k, v in settings.items() if k not in apart} == {k: v for k, v in default.items() if k not in apart}
-
-
-def _version(name: str) -> int:
-    return int(find_method(name).cls.version)
+def _as_shipped(row: Row, identity: dict[str, Any]) -> bool:
+    """Whether a row is of its method's present version with the standard budget, and has its settings, but the seed."""
+    cls, apart = find_method(row.name).cls, ("seed", "degradation")
+    default = {k: v for k, v in cls.Settings().model_dump(mode="json").items() if k not in apart}
+    own = {k: v for k, v in row.settings.items() if k not in apart}
+    return (own, identity["version"], identity["budget"][0]) == (default, cls.version, "standard")
 
 
 def _text(value: float, metric: str, sign: str = "") -> str:

@@ -35,15 +35,14 @@ class FlatSpec(CaseSpec):
 
     def make(self, protocol: Protocol) -> Case:
         case = self.like.make(protocol)
-        height, width = (min(SIDE, side) for side in case.degraded.shape)
         rng = generator(protocol.seed, self.case_id)
         level = float(np.mean(case.degraded if case.reference is None else case.reference))
         if case.degradation is not None and protocol.degradation.name == "paper":
-            signal = np.full((height, width), max(0.0, case.degradation.a * level + case.degradation.b))
+            signal = np.full(_sides(case.degraded), max(0.0, case.degradation.a * level + case.degradation.b))
             noisy = add_noise(signal, case.degradation, rng)
         else:
-            noisy = float(case.degraded.mean()) + correlated_noise(noise_spectrum(case.degraded), (height, width), rng)
-        reference = micrograph.to_grid(np.full((height, width), level))
+            noisy = float(case.degraded.mean()) + noise_like(case.degraded, rng)
+        reference = micrograph.to_grid(np.full(_sides(case.degraded), level))
         return Case(
             self.case_id,
             self.group,
@@ -61,6 +60,16 @@ def flat_fields(specs: Sequence[CaseSpec]) -> tuple[FlatSpec, ...]:
     taken = {spec.case_id for spec in specs}
     flat = (FlatSpec(f"flat-{spec.case_id}", spec.group, spec) for spec in specs[:FIELDS])
     return tuple(spec for spec in flat if spec.case_id not in taken)
+
+
+def _sides(image: NDArray[np.floating[Any]]) -> tuple[int, int]:
+    height, width = image.shape
+    return min(SIDE, height), min(SIDE, width)
+
+
+def noise_like(image: NDArray[np.floating[Any]], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Normal noise of mean 0 with the variance and the correlation along x of an image's own, 256 px a side at most."""
+    return correlated_noise(noise_spectrum(image), _sides(image), rng)
 
 
 def noise_spectrum(image: NDArray[np.floating[Any]]) -> NDArray[np.float64]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sembench.cases.flat import SIDE, correlated_noise, noise_spectrum
+from sembench.cases.flat import noise_like
 from sembench.metrics.hallucination import invented_structure
 from sembench.micrograph import to_grid
 from sembench.optics import generator
@@ -22,8 +22,7 @@ def blank_field(image: Image, name: str) -> Image:
     """
     top, left = (max(0, (side - NOISE_SIDE) // 2) for side in image.shape)
     middle = image[top : top + NOISE_SIDE, left : left + NOISE_SIDE]
-    height, width = (min(SIDE, side) for side in image.shape)
-    noise = correlated_noise(noise_spectrum(middle), (height, width), generator(0, name, "blank field"))
+    noise = noise_like(middle, generator(0, name, "blank field"))
     return to_grid(float(np.mean(image, dtype=np.float64)) + noise)
 
 
