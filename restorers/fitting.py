@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from restorers.batches import Arrays, Batches, patch_arrays
-from sembench.errors import CheckError, InputError
+from sembench.errors import CheckError, InputError, SembenchError
 from sembench.micrograph import write_atomically
 from sembench.restorer import Crops, FitProgress, Patch, TrainingSet
 
@@ -40,8 +41,13 @@ LAST_RATE = 0.01
 """Learning rate at the end of the cosine, as a share of the highest."""
 
 CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINTED = ("plan", "step", "best_loss", "curve", "losses", "waiting", "validations")
 CURVE = "curve.csv"
 CURVE_COLUMNS = ("step", "seconds", "learning_rate", "loss", "validation", "psnr", "psnr_matched")
+
+
+class Unfinished(SembenchError):
+    """A fit was asked to stop before its end; its checkpoint stands at that step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +74,8 @@ def fit(
     weight_decay: float = 0.0,
     schedule: Literal["cosine", "constant"] = "cosine",
     workers: int | None = None,
+    rates: Mapping[str, float] = MappingProxyType({}),
+    stop: Callable[[], bool] | None = None,
 ) -> Fitted:
     """Train the parameters of `network` that require gradients, by AdamW under bfloat16 autocast where it is native.
 
@@ -77,9 +85,11 @@ def fit(
     workers that make batches ahead; workers=0: they are made in between). The global random state of torch is
     untouched; within a step it is seeded by (training.seed, step). Gradients are clipped at norm 1. What is validated
     and kept is a running average of the weights, which on restoration is ahead of the weights themselves.
+    rates: share of the learning rate of the parameters whose names begin so; 1 for all others.
     With training.start, training begins from its state, at its share of the learning rate.
     With training.folder, a checkpoint and the curve are kept there, and a fit that was killed resumes.
-    Raises CheckError where the loss is not finite; the last checkpoint stays.
+    Raises CheckError where the loss is not finite; the last checkpoint stays. Raises Unfinished, after a checkpoint,
+    once `stop`, which is asked after each step, says so.
     """
     import torch
 
@@ -89,10 +99,11 @@ def fit(
         load(network, training.start.state)
         learning_rate *= training.start.rate
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(_groups(network, rates), lr=learning_rate, weight_decay=weight_decay)
     plan = [training.digest, training.degradation, training.seed, str(training.budget), crops]
     plan += [learning_rate, weight_decay, schedule, [list(p.shape) for p in trained]]
     plan += [training.start.sha256] if training.start else []
+    plan += [dict(rates)] if rates else []
     run = _Run(network, optimiser, training, hashlib.sha256(json.dumps(plan).encode()).hexdigest())
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -107,7 +118,7 @@ def fit(
             batch = run.waited(batches.next)
             rate = learning_rate * _share_of_rate(run.progress(), schedule)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["share"]
             torch.manual_seed(step_seed(training.seed, run.step))
             with _autocast(device):
                 value = loss(network, _on(batch, device))
@@ -121,6 +132,8 @@ def fit(
             run.stepped(told)
             if run.validation_due():
                 run.validated(judge, rate)
+            if stop and stop() and not run.done():
+                run.pause()
         report = run.report()
         state = {name: _rounded(name, value) for name, value in run.best.items()}
         load(network, state)
@@ -128,6 +141,16 @@ def fit(
     if training.folder:
         (training.folder / CHECKPOINT).unlink(missing_ok=True)
     return Fitted(state, report)
+
+
+def _groups(network: "nn.Module", rates: Mapping[str, float]) -> list[dict[str, Any]]:
+    """The parameters that are trained, those of one share of the learning rate together."""
+    groups: dict[float, list[Any]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for prefix, share in rates.items() if name.startswith(prefix)), 1.0)
+            groups.setdefault(share, []).append(parameter)
+    return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
 
 @contextmanager
@@ -351,6 +374,12 @@ class _Run:
             self._save(self.training.folder / CHECKPOINT)
         self._tell(scores["validation"])
 
+    def pause(self) -> None:
+        """Leave a checkpoint and raise Unfinished."""
+        if self.training.folder:
+            self._save(self.training.folder / CHECKPOINT)
+        raise Unfinished(f"stopped at step {self.step} of {self.training.budget.steps}: the same command goes on")
+
     def _write_curve(self, path: Path) -> None:
         text = io.StringIO()
         writer = csv.DictWriter(text, CURVE_COLUMNS, lineterminator="\n")
@@ -366,7 +395,7 @@ class _Run:
         tensors |= {f"best.{name}": value.contiguous() for name, value in self.best.items()}
         for number, moments in self.optimiser.state_dict()["state"].items():
             tensors |= {f"moment.{number}.{name}": value.contiguous() for name, value in moments.items()}
-        told = {name: getattr(self, name) for name in ("plan", "step", "best_loss", "curve", "waiting", "validations")}
+        told = {name: getattr(self, name) for name in CHECKPOINTED}
         write_atomically(path, save(tensors, {"fit": json.dumps(told | {"before": self.seconds})}))
 
     def resume(self) -> None:
@@ -394,7 +423,6 @@ class _Run:
         self.best, self.average = _under(tensors, "best."), _under(tensors, "average.")
         for name, value in told.items():
             setattr(self, name, value)
-        self.losses = [self.curve[-1]["loss"]] if self.curve else []
 
     def report(self) -> dict[str, Any]:
         """Plain values for the fit's record."""

@@ -87,6 +87,21 @@ def test_balance_is_smallest_when_even_and_k_when_one_takes_all() -> None:
     assert losses.balance(torch.eye(8)[3]).item() == pytest.approx(8)
 
 
+def test_kinship_is_the_cross_entropy_of_finding_the_other_crop(rng: np.random.Generator) -> None:
+    tokens = rng.standard_normal((6, 5))
+    directions = tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
+    total = 0.0
+    for i in range(6):
+        other = i + 1 if i % 2 == 0 else i - 1
+        terms = {j: math.exp(directions[i] @ directions[j] / 0.2) for j in range(6) if j != i}
+        total -= math.log(terms[other] / sum(terms.values()))
+    assert losses.kinship(torch.from_numpy(tokens)).item() == pytest.approx(total / 6, rel=1e-5)
+    alike = torch.ones(8, 3)
+    assert losses.kinship(alike).item() == pytest.approx(math.log(7), rel=1e-6)
+    apart = torch.eye(4).repeat_interleave(2, 0)
+    assert losses.kinship(apart, 0.05).item() < 1e-6
+
+
 def test_equations_10_15_16_17_weigh_as_the_paper_does() -> None:
     one, two, three = torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0)
     assert losses.joint(one, two, three).item() == pytest.approx(1 + 1 * 2 + 0.01 * 3)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, deque
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -308,6 +309,22 @@ class TestSamples:
         samples = self.make([np.full((64, 64), 10, np.uint8)], augmentation=augmentation, phantoms=phantoms)
         share = np.mean([samples(index)[0].mean() > 100 for index in range(600)])
         assert abs(share - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 600)
+
+    def test_pairs_are_crops_of_one_image_and_an_epoch_shows_each_once(self):
+        levels = (40, 80, 120, 160, 200)
+        augmentation = Augmentation(32, 0.0, 0.2, 0.25, 0.0, 0.0)
+        phantoms = [np.full((64, 64), 250, np.uint8)]
+        pixels = [np.full((512, 1024), v, np.uint8) for v in levels]
+        samples = self.make(pixels, augmentation=augmentation, phantoms=phantoms, pairs=True)
+        assert samples.per_epoch == 10
+        shown = [float(samples(index)[0].mean()) for index in range(400)]
+        assert shown[::2] == shown[1::2]
+        assert abs(np.mean(np.equal(shown[::2], 250)) - 0.25) < 5 * math.sqrt(0.25 * 0.75 / 200)
+        plain = self.make(pixels, augmentation=replace(augmentation, phantom_share=0.0), pairs=True)
+        for epoch in range(3):
+            assert sorted(float(plain(10 * epoch + 2 * pair)[0].mean()) for pair in range(5)) == sorted(levels)
+        textured = self.make([texture(1)], pairs=True)
+        assert not np.array_equal(textured(0)[0], textured(1)[0])
 
     def test_made_ahead_in_order_and_errors_arrive(self):
         def make(step: int) -> int:

@@ -71,7 +71,7 @@ def test_it_fits_and_restores_any_size(cls: Any, settings: dict[str, Any]) -> No
     with pytest.raises(InputError, match="not fitted"):
         method.restore(texture(40, 40))
     method.fit(training())
-    assert not any(name.startswith("frozen") for name in method.state)
+    assert not any(name.startswith("tokens") for name in method.state)
     assert method.report["steps"] == 2
     again = made(cls, **settings)
     again.state = method.state
@@ -109,7 +109,7 @@ def test_the_encoder_stays_and_the_decoder_moves() -> None:
     pairs = zip(network.state_dict().items(), fresh.state_dict().values(), strict=True)
     moved = {name for (name, now), before in pairs if not torch.equal(now, before)}
     assert moved
-    assert not any(name.startswith("frozen") for name in moved)
+    assert not any(name.startswith("tokens") for name in moved)
     assert any(name.startswith("path.path.exit") for name in moved)
 
 

@@ -160,7 +160,7 @@ def test_weights_in_the_users_folder_are_used(
     embedded = method.embed(np.full((48, 60), 90, np.float32))
     assert embedded.shape == (24,)
     network = method._new()
-    assert not any(p.requires_grad for p in network.frozen.parameters())
+    assert not any(p.requires_grad for p in network.tokens.parameters())
     assert any(p.requires_grad for p in network.decoder.parameters())
 
 

@@ -2,7 +2,7 @@
 
 Shapes: B images, windows of n x n px, n a multiple of 16. A network takes a batch {"degraded", "estimate": (B, 1, n, n)
 gray levels, "level", "contrast": (B, 1, 1, 1) gray levels} and gives restored gray levels (B, 1, n, n). Another head
-(segmentation, measurement) takes `FrozenEncoder`'s tokens likewise.
+(segmentation, measurement) takes `TokenEncoder`'s tokens likewise.
 """
 
 from typing import Any
@@ -108,18 +108,18 @@ class PathNetwork(nn.Module):
         return batch[names[-1]] + batch["contrast"] * self.path(seen, features)
 
 
-class FrozenEncoder(nn.Module):
-    """The pretrained encoder, which adaptation does not change."""
+class TokenEncoder(nn.Module):
+    """The pretrained encoder; frozen, as adaptation leaves it, or trained on."""
 
-    def __init__(self, model: MaskedAutoencoder) -> None:
+    def __init__(self, model: MaskedAutoencoder, *, frozen: bool = True) -> None:
         super().__init__()
-        self.config, self.encoder = model.config, model.encoder
-        self.encoder.requires_grad_(False)
+        self.config, self.encoder, self.frozen = model.config, model.encoder, frozen
+        self.encoder.requires_grad_(not frozen)
 
-    @torch.no_grad()
     def forward(self, gray: Tensor) -> Tensor:
         """Gray levels (B, 1, H, W), sides multiples of the patch: all tokens (B, prefix + P, dim)."""
-        return self.encoder((gray / 255 - self.config.mean) / self.config.std)[0]
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder((gray / 255 - self.config.mean) / self.config.std)[0]
 
 
 class PlainNetwork(nn.Module):
@@ -127,14 +127,14 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
-        self.frozen, self.decoder = FrozenEncoder(model), model.decoder
+        self.tokens, self.decoder = TokenEncoder(model), model.decoder
         self.decoder.mask_token.requires_grad_(False)
 
     def forward(self, batch: Batch) -> Tensor:
         gray = batch["degraded"]
-        grid = _grid(gray, self.frozen.config.patch)
-        features = self.decoder.features(self.frozen(gray), None, grid)[0]
-        return _gray(self.decoder.head(features), grid, self.frozen.config)
+        grid = _grid(gray, self.tokens.config.patch)
+        features = self.decoder.features(self.tokens(gray), None, grid)[0]
+        return _gray(self.decoder.head(features), grid, self.tokens.config)
 
 
 class LinearNetwork(nn.Module):
@@ -142,34 +142,44 @@ class LinearNetwork(nn.Module):
 
     def __init__(self, model: MaskedAutoencoder) -> None:
         super().__init__()
-        self.frozen = FrozenEncoder(model)
+        self.tokens = TokenEncoder(model)
         self.head = nn.Linear(model.config.dim, model.config.patch**2)
         self.prefix = model.prefix
 
     def forward(self, batch: Batch) -> Tensor:
         gray = batch["degraded"]
-        tokens = self.frozen(gray)[:, self.prefix :]
-        return _gray(self.head(tokens), _grid(gray, self.frozen.config.patch), self.frozen.config)
+        tokens = self.tokens(gray)[:, self.prefix :]
+        return _gray(self.head(tokens), _grid(gray, self.tokens.config.patch), self.tokens.config)
 
 
 class TokenPathNetwork(nn.Module):
-    """The pixel path joined by the token features of the decoder, both trained, behind the frozen encoder."""
+    """The pixel path joined by the token features of the decoder, both trained, behind the encoder."""
 
     def __init__(
-        self, model: MaskedAutoencoder, width: int, blocks: tuple[int, int, int], *, physics: bool, rectified: bool
+        self,
+        model: MaskedAutoencoder,
+        width: int,
+        blocks: tuple[int, int, int],
+        *,
+        physics: bool,
+        rectified: bool,
+        frozen: bool = True,
     ) -> None:
         super().__init__()
-        self.frozen, self.decoder = FrozenEncoder(model), model.decoder
+        self.tokens, self.decoder = TokenEncoder(model, frozen=frozen), model.decoder
         self.decoder.mask_token.requires_grad_(False)
         self.decoder.head.requires_grad_(False)
         features = model.config.decoder_dim
         self.path = PathNetwork(width, blocks, physics=physics, rectified=rectified, features=features)
 
     def forward(self, batch: Batch) -> Tensor:
-        gray = batch["degraded"]
-        rows, columns = _grid(gray, self.frozen.config.patch)
-        features = self.decoder.features(self.frozen(gray), None, (rows, columns))[0]
-        return self.path(batch, features.transpose(1, 2).unflatten(2, (rows, columns)))
+        return self.restored(batch, self.tokens(batch["degraded"]))
+
+    def restored(self, batch: Batch, tokens: Tensor) -> Tensor:
+        """Restored (B, 1, n, n) where all tokens of the degraded image are known already."""
+        grid = _grid(batch["degraded"], self.tokens.config.patch)
+        features = self.decoder.features(tokens, None, grid)[0]
+        return self.path(batch, features.transpose(1, 2).unflatten(2, grid))
 
 
 def _grid(gray: Tensor, patch: int) -> tuple[int, int]:

@@ -1,8 +1,9 @@
-"""What ships of a pretraining run: its first and its last stage in half precision, and the model card beside them.
+"""What ships of a pretraining run, in half precision, and the model card beside it.
 
     python -m restorers.semfm.card RUN [OUT]
 
-RUN is the folder that `sembench train semfm` wrote; OUT defaults to the weights of this package.
+RUN is the folder that `sembench train semfm` wrote; OUT defaults to the weights of this package. Of a recipe that ends
+with restoring the model that restores ships; of another its first and its last stage.
 """
 
 import csv
@@ -15,13 +16,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from restorers.semfm import restoring
 from restorers.semfm.packing import TRAIN, VALIDATION
-from restorers.semfm.storage import load_model, save_model
+from restorers.semfm.storage import load_model, load_part, save_model, save_part
 from sembench.errors import InputError, SembenchError
 from sembench.micrograph import write_atomically
 
 WEIGHTS = Path(__file__).parent / "weights"
 CARD, CURVES = "README.md", "curves.png"
+WORTH = "restoring-worth.md"
+"""What the model is worth, measured by benchmarks/pretraining_worth.py; the card takes it in."""
 
 LIMITS = """\
 ## Limits
@@ -33,6 +37,17 @@ LIMITS = """\
 - It has seen gray micrographs of the listed specimens alone; no defocus, no added noise. What it is worth for
   restoration is measured in docs/results-semfm.md, beside the same network without any encoder.
 - It must not be taken for a source of measurements: a masked autoencoder draws what is likely, not what is there.
+"""
+
+RESTORING_LIMITS = """\
+## Limits
+
+- A model of {parameters} parameters beside a pixel path, trained for {minutes:.0f} minutes on {device}; the paper's has
+  about 1.7 billion, and knows neither restoring nor kinship: both are named here as what they are, additions.
+- It has seen gray micrographs of the listed specimens alone, degraded as the suite degrades: a real defocus that
+  differs from that model is not what it learned.
+- It must not be taken for a source of measurements before docs/results-metrology.md is read: a network that was
+  trained to restore draws what is likely.
 """
 
 
@@ -58,13 +73,28 @@ class Stage:
         return min(self.facts["validation"], key=lambda row: float(row[1]))
 
 
+@dataclass(frozen=True)
+class Restoring:
+    """What follows the stages, as its folder tells it: its settings and the report of its fit."""
+
+    settings: dict[str, Any]
+    report: dict[str, Any]
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """A row a validation."""
+        return list(self.report["curve"])
+
+
 def ship(run: Path, out: Path = WEIGHTS) -> Path:
-    """Write the models of a run's first and last stage in half precision, curves and model card; return the card.
+    """Write what ships of a run in half precision, its curves and its card; return the card.
 
     Raises InputError where a stage lacks or is not finished, WriteError.
     """
     numbers = [number for number in (1, 2, 3) if (run / f"stage{number}").is_dir()] or [1]
     stages = [_read(run, number) for number in numbers]
+    if (run / restoring.NAME).is_dir():
+        return _ship_restoring(run, stages, out)
     shipped = sorted({numbers[0], numbers[-1]})
     for number in shipped:
         model, extra = load_model(run / f"stage{number}" / "best.json")
@@ -72,6 +102,29 @@ def ship(run: Path, out: Path = WEIGHTS) -> Path:
     write_atomically(out / CURVES, _curves(stages))
     write_atomically(out / CARD, _card(stages, shipped, out).encode())
     return out / CARD
+
+
+def _ship_restoring(run: Path, stages: list[Stage], out: Path) -> Path:
+    folder, name = run / restoring.NAME, restoring.NAME
+    told = _read_restoring(folder)
+    model, extra = load_model(folder / restoring.BEST)
+    part = load_part(folder / restoring.BEST, extra[restoring.PATH])
+    extra[restoring.PATH] |= save_part(out / f"{name}.json", restoring.PATH, part)
+    save_model(out / f"{name}.json", model, extra, half=True)
+    write_atomically(out / f"{name}.png", _curves(stages, told))
+    write_atomically(out / f"{name}.md", _restoring_card(stages, told, out).encode())
+    return out / f"{name}.md"
+
+
+def _read_restoring(folder: Path) -> Restoring:
+    try:
+        texts = [(folder / file).read_text(encoding="utf-8") for file in (restoring.SETTINGS, restoring.REPORT)]
+        settings, report = map(json.loads, texts)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}: restoring is not finished ({error}): the same `sembench train` goes on") from error
+    if settings["encoder"] != "pretrained":
+        raise InputError(f"{folder}: its encoder is {settings['encoder']}, to compare with: it does not ship")
+    return Restoring(settings, report)
 
 
 def _read(run: Path, number: int) -> Stage:
@@ -90,34 +143,69 @@ def _read(run: Path, number: int) -> Stage:
 
 
 def _card(stages: list[Stage], shipped: list[int], out: Path) -> str:
-    models = {number: load_model(out / f"stage{number}.json") for number in shipped}
-    parameters = {number: sum(p.numel() for p in model.parameters()) for number, (model, _) in models.items()}
+    parameters = {f"stage{number}": _parameters(out / f"stage{number}.json") for number in shipped}
     text = ["# semfm: the weights that ship", "", *_files(out, parameters), "", *_data(stages[0]), ""]
     text += [*_training(stages), ""]
     if stages[-1].experts:
         text += [*_experts(stages[-1]), ""]
     text += ["![validation curves and use of experts](curves.png)", ""]
     text += ["## Remade by", "", "```", *_commands(stages[0]), "```", ""]
-    told = {"parameters": f"{parameters[shipped[-1]] / 1e6:.1f} million", "device": _where(stages[0])}
+    told = {"parameters": f"{parameters[f'stage{shipped[-1]}'] / 1e6:.1f} million", "device": _where(stages[0])}
     return "\n".join(text) + "\n" + LIMITS.format(minutes=sum(stage.minutes for stage in stages), **told)
 
 
-def _files(out: Path, parameters: dict[int, int]) -> list[str]:
+def _restoring_card(stages: list[Stage], told: Restoring, out: Path) -> str:
+    parameters = _parameters(out / f"{restoring.NAME}.json")
+    minutes = sum(stage.minutes for stage in stages) + told.report["seconds"] / 60
+    text = ["# semfm: the weights that restore", "", *_files(out, {restoring.NAME: parameters}), ""]
+    text += [*_data(stages[0]), "", *_training(stages), "", *_restored(told), ""]
+    text += [f"![validation curves]({restoring.NAME}.png)", ""]
+    worth = out / WORTH
+    text += [worth.read_text(encoding="utf-8")] if worth.is_file() else []
+    text += ["## Remade by", "", "```", *_commands(stages[0]), "```", ""]
+    count = f"{parameters / 1e6:.1f} million"
+    return "\n".join(text) + "\n" + RESTORING_LIMITS.format(parameters=count, minutes=minutes, device=_where(stages[0]))
+
+
+def _restored(told: Restoring) -> list[str]:
+    """What followed the stages, in words and figures."""
+    settings, curve = told.settings, told.curve
+    best = min(curve, key=lambda row: row["validation"])
+    encoder = f"at {settings['encoder_rate']:g} of that rate" if settings["encoder_rate"] else "frozen"
+    return [
+        "## Restoring",
+        "",
+        "After the stages the network of adaptation (encoder, decoder, pixel path on the blind spectral estimate) "
+        f"learned for {settings['steps']} steps of {settings['batch']} patches to undo every degradation that the "
+        f"suite trains for, on the images above: AdamW, highest rate {settings['learning_rate']:g}, "
+        f"the encoder {encoder}, "
+        f"{told.report['seconds'] / 60:.0f} minutes. The mean token of the degraded patch was held to what the stage "
+        f"before said of the clean one (weight {settings['kept']:g} of 1 - cosine). Best validation loss "
+        f"{best['validation']:.4f} at step {best['step']:g}: the squared error as a share of the spectral estimate's, "
+        "mean over patches, plus what holds the token. That state ships, the pixel path beside the model.",
+    ]
+
+
+def _parameters(model: Path) -> int:
+    return sum(p.numel() for p in load_model(model)[0].parameters())
+
+
+def _files(out: Path, parameters: dict[str, int]) -> list[str]:
     lines = [
         "Masked autoencoders of micrographs, float16 in safetensors; read by `restorers.semfm.storage.load_model`.",
         "",
         "| stage | blocks x width, decoder | experts | parameters | MB | SHA-256 of the shards (first 16 digits) |",
         "|---|---|---|---|---|---|",
     ]
-    for number, count in parameters.items():
-        told = json.loads((out / f"stage{number}.json").read_text(encoding="utf-8"))
-        config, shards = told["config"], told["shards"]
+    for name, count in parameters.items():
+        told = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
+        config, shards = told["config"], told["shards"] + [told["extra"][restoring.PATH]] * (name == restoring.NAME)
         size = sum(shard["bytes"] for shard in shards) / 1e6
         digests = ", ".join(shard["sha256"][:16] for shard in shards)
         sizes = f"{config['depth']} x {config['dim']}, {config['decoder_depth']} x {config['decoder_dim']}"
         where = {1: "each block", 2: "each second block"}.get(config["every"], f"one block in {config['every']}")
         experts = f"{config['experts']} in {where}" if config["experts"] else "none"
-        lines.append(f"| {number} | {sizes} | {experts} | {count:,} | {size:.1f} | {digests} |")
+        lines.append(f"| {name.removeprefix('stage')} | {sizes} | {experts} | {count:,} | {size:.1f} | {digests} |")
     return lines
 
 
@@ -190,13 +278,13 @@ def _commands(stage: Stage) -> list[str]:
     ]
 
 
-def _curves(stages: list[Stage]) -> bytes:
-    """Validation L1 against step in all stages, and the use of experts on validation at the end, if there are any."""
+def _curves(stages: list[Stage], told: Restoring | None = None) -> bytes:
+    """Validation L1 against step in all stages; beside it restoring, or else the experts' use at the end, if any."""
     from matplotlib.figure import Figure
 
-    with_experts = bool(stages[-1].experts)
-    figure = Figure(figsize=(10 if with_experts else 6, 3.2), layout="constrained")
-    curve, *bars = figure.subplots(1, 1 + with_experts, width_ratios=(1.4, 1)[: 1 + with_experts], squeeze=False)[0]
+    beside = bool(told or stages[-1].experts)
+    figure = Figure(figsize=(10 if beside else 6, 3.2), layout="constrained")
+    curve, *others = figure.subplots(1, 1 + beside, width_ratios=(1.4, 1)[: 1 + beside], squeeze=False)[0]
     start = 0
     for stage, colour in zip(stages, ("#0072b2", "#6b7480", "#d55e00"), strict=False):
         rows = stage.facts["validation"]
@@ -208,9 +296,13 @@ def _curves(stages: list[Stage]) -> bytes:
     curve.margins(y=0.1)
     curve.set_xlabel("step")
     curve.set_ylabel("validation L1, normalised gray")
-    if bars:
-        _bars(bars[0], stages[-1])
-    for axes in (curve, *bars):
+    if told:
+        others[0].plot([row["step"] for row in told.curve], [row["validation"] for row in told.curve], ".-")
+        others[0].set_xlabel("step of restoring")
+        others[0].set_ylabel("validation loss")
+    elif others:
+        _bars(others[0], stages[-1])
+    for axes in (curve, *others):
         axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -1,10 +1,10 @@
-"""What a pretraining run leaves for people to read: log.csv, experts.csv, TensorBoard, pictures."""
+"""What pretraining tells people: a listener meanwhile; log.csv, experts.csv, TensorBoard and pictures to read."""
 
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +13,21 @@ from sembench.errors import WriteError
 from sembench.micrograph import write, write_atomically
 
 COLUMNS = (
-    *("step", "images", "learning_rate", "loss", "mae", "kd", "balance", "fft", "psd", "grad_norm"),
+    *("step", "images", "learning_rate", "loss", "mae", "kd", "balance", "fft", "psd", "kinship", "grad_norm"),
     *("validation", "validation_mae", "expert_least", "expert_most", "images_per_second", "waiting"),
 )
 EXPERT_COLUMNS = ("step", "layer", "expert", "share", "probability")
 GAP = 4
+
+
+class Listener(Protocol):
+    """Who is told how training goes; only the first process tells."""
+
+    def notice(self, text: str) -> None:
+        """Something worth a line."""
+
+    def step(self, step: int, steps: int, losses: dict[str, float], speed: dict[str, float]) -> None:
+        """A step is done; speed: images_per_second, seconds_left, and waiting, the share of time spent for data."""
 
 
 class Journal:

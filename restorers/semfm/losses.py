@@ -8,6 +8,7 @@ Source: arXiv 2604.05960; the constants that it leaves open are arguments, with 
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 
 def masked_l1(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -87,6 +88,20 @@ def frequency(amplitude: Tensor, psd: Tensor, eta: float = 1.0) -> Tensor:
 def final(joint_loss: Tensor, frequency_loss: Tensor, nu: float = 0.1) -> Tensor:
     """Eq. 16, L_final = L_joint + nu L_freq."""
     return joint_loss + nu * frequency_loss
+
+
+def kinship(tokens: Tensor, temperature: float = 0.2) -> Tensor:
+    """How hard it is to find each image's other crop among all crops; tokens (B, D), 2 k and 2 k + 1 of one image.
+
+    The cross-entropy of the softmax over cosines of the tokens divided by the temperature, a crop itself left out:
+    ln (B - 1) where all are alike. Not of the paper: NT-Xent of Chen et al. 2020, A simple framework for contrastive
+    learning of visual representations, without its projection.
+    """
+    directions = functional.normalize(tokens.float(), dim=-1)
+    likeness = directions @ directions.T / temperature
+    itself = torch.eye(len(tokens), dtype=torch.bool, device=tokens.device)
+    other = torch.arange(len(tokens), device=tokens.device) ^ 1
+    return functional.cross_entropy(likeness.masked_fill(itself, -torch.inf), other)
 
 
 def adaptation(charbonnier_: Tensor, edge_: Tensor, variation: Tensor, edge_weight: float, tv_weight: float) -> Tensor:

@@ -104,10 +104,14 @@ CONFIGS: dict[str, ModelConfig] = {
 
 
 class Output(NamedTuple):
-    """prediction: (B, P, C * patch * patch), normalised units, visible patches too; gates: one an expert layer."""
+    """prediction: (B, P, C * patch * patch), normalised units, visible patches too; gates: one an expert layer.
+
+    mean_token: (B, dim), the mean of the encoder's tokens of the visible patches.
+    """
 
     prediction: Tensor
     gates: list[GateUse]
+    mean_token: Tensor
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -319,7 +323,7 @@ class MaskedAutoencoder(nn.Module):
         grid = images.shape[-2] // self.config.patch, images.shape[-1] // self.config.patch
         tokens, gates = self.encoder(images, keep)
         features, more = self.decoder.features(tokens, keep, grid)
-        return Output(self.decoder.head(features), gates + more)
+        return Output(self.decoder.head(features), gates + more, tokens[:, self.prefix :].mean(1))
 
     def targets(self, images: Tensor) -> Tensor:
         """What predictions are compared with: patches, each standardised if `norm_pix_loss`."""

@@ -276,6 +276,7 @@ class Samples:
     round(mask_ratio * tokens) true. As augmentation, a crop of random area, aspect and angle is
     read through one bicubic affine map from a level of the image's pyramid, so nothing from outside the image enters;
     `native_share` of the samples are cut at scale 1 instead, turned by multiples of 90 degrees.
+    With `pairs`, samples 2 k and 2 k + 1 are crops of one image, and an epoch shows each image once.
     """
 
     def __init__(
@@ -288,28 +289,31 @@ class Samples:
         seed: int,
         stream: int = TRAIN_STREAM,
         phantoms: Sequence[NDArray[np.uint8]] = (),
+        pairs: bool = False,
     ) -> None:
         self.pyramids = [_pyramid(image, augmentation.size) for image in images]
         self.phantoms = [_pyramid(image, augmentation.size) for image in phantoms]
         self.augmentation = augmentation
         self.tokens, self.masked = tokens, round(mask_ratio * tokens)
         self.seed, self.stream = seed, stream
-        views = [max(1, round(image.size / VIEW_PX)) for image in images]
+        self.pairs = pairs
+        views = [1 if pairs else max(1, round(image.size / VIEW_PX)) for image in images]
         self.views = np.repeat(np.arange(len(images)), views)
         self._order: tuple[int, NDArray[np.int64]] = (-1, self.views)
 
     @property
     def per_epoch(self) -> int:
         """Samples in which every image was shown once for about every 512 x 512 px of it."""
-        return len(self.views)
+        return len(self.views) * (2 if self.pairs else 1)
 
     def __call__(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """The sample of one index from 0."""
         rng = np.random.default_rng((self.seed, self.stream, index))
         settings = self.augmentation
-        pyramid = self.pyramids[self._image_of(index)]
-        if self.phantoms and rng.random() < settings.phantom_share:
-            pyramid = self.phantoms[rng.integers(len(self.phantoms))]
+        pyramid = self.pyramids[self._image_of(index // 2 if self.pairs else index)]
+        scene = np.random.default_rng((self.seed, self.stream, index // 2, 2)) if self.pairs else rng
+        if self.phantoms and scene.random() < settings.phantom_share:
+            pyramid = self.phantoms[scene.integers(len(self.phantoms))]
         native = rng.random() < settings.native_share and min(pyramid[0].size) >= settings.size
         patch = _native(rng, pyramid[0], settings.size) if native else _turned(rng, pyramid, settings)
         if rng.random() < 0.5:

@@ -8,18 +8,20 @@ goes on as if it had not. Settings: recipe.py; samples: packing.py; losses by eq
 import contextlib
 import hashlib
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from restorers.fitting import Unfinished
 from restorers.semfm import losses
 from restorers.semfm.card import ship
 from restorers.semfm.checkpoint import (
@@ -30,7 +32,7 @@ from restorers.semfm.checkpoint import (
     write_checkpoint,
 )
 from restorers.semfm.experts import ExpertFeedForward, GateUse
-from restorers.semfm.journal import Journal
+from restorers.semfm.journal import Journal, Listener
 from restorers.semfm.model import MaskedAutoencoder, ModelConfig, grow_experts, patchify, unpatchify
 from restorers.semfm.packing import (
     TRAIN,
@@ -46,12 +48,14 @@ from restorers.semfm.packing import (
 )
 from restorers.semfm.ranks import Ranks, joined
 from restorers.semfm.recipe import Recipe, StagePart, load_recipe
+from restorers.semfm.restoring import NAME as RESTORING
+from restorers.semfm.restoring import train_restoring
 from restorers.semfm.storage import load_model, save_model
 from sembench.errors import CheckError, InputError
 
 STAGES = (1, 2, 3)
 TERMS = ("mae", "kd", "balance", "fft", "psd")
-"""Of the loss: stage 1 has the first, stage 2 the first three, stage 3 all (eq. 4, 10, 16)."""
+"""Of the loss: stage 1 has the first, stage 2 the first three, stage 3 all (eq. 4, 10, 16); kinship is told apart."""
 PICTURES = 6
 BATCHES_AHEAD = 4
 DATA_WORKERS = {"cpu": 1, "cuda": 8}
@@ -60,16 +64,6 @@ VALIDATION_SEED = 0
 
 class NonFiniteError(CheckError):
     """The loss or its gradient is no finite number; the checkpoint before stays as it is."""
-
-
-class Listener(Protocol):
-    """Who is told how training goes; only the first process tells."""
-
-    def notice(self, text: str) -> None:
-        """Something worth a line."""
-
-    def step(self, step: int, steps: int, losses: dict[str, float], speed: dict[str, float]) -> None:
-        """A step is done; speed: images_per_second, seconds_left, and waiting, the share of time spent for data."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +80,8 @@ class Task:
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the terms that this stage's loss has."""
-        return TERMS[: {1: 1, 2: 3, 3: 5}[self.number]]
+        own = TERMS[: {1: 1, 2: 3, 3: 5}[self.number]]
+        return (*own, "kinship") if self.settings.kinship else own
 
 
 def pretrain(
@@ -106,7 +101,8 @@ def pretrain(
     config: a recipe; stage: None for all, one after the other; data: a set or folder in place of the recipe's; out: the
     folder of all stages, stage 2 starts from OUT/stage1/best.json and stage 3 from OUT/stage2/best.json; minutes: stop
     with a checkpoint after so many; fresh: forget what OUT/stage<N> holds. A stage leaves its best model in
-    OUT/stage<N>/best.json; all of them end with what ships in OUT/weights, its card in README.md there.
+    OUT/stage<N>/best.json, restoring in OUT/restoring/best.json; all of them end with what ships in OUT/weights, its
+    card beside it.
     SIGINT and SIGTERM end with a checkpoint and KeyboardInterrupt.
     Raises InputError (recipe, data, checkpoint), NonFiniteError, UnavailableError, WriteError, each in one line.
     """
@@ -114,6 +110,8 @@ def pretrain(
     if stage is not None and stage not in STAGES:
         raise InputError(f"--stage {stage}: there are the stages 1, 2 and 3")
     recipe = load_recipe(config)
+    if recipe.restoring and stage is None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"{config}: restoring takes one process: train its stages under torchrun by --stage, one each")
     folder = out or Path("runs") / f"semfm-{config.stem}"
     with joined(device, threads) as ranks, torch.random.fork_rng():
         torch.manual_seed(recipe.data.seed + ranks.rank)
@@ -130,19 +128,44 @@ def pretrain(
                 raise KeyboardInterrupt
             if stage is not None or not finished:
                 return folder / f"stage{number}" / "best.json"
+        if recipe.restoring:
+            trained = _restore(recipe, packed, folder, ranks, deadline, fresh, teller)
+            if trained is None or recipe.restoring.encoder != "pretrained":
+                return trained or folder / RESTORING
         return ship(folder, folder / "weights") if ranks.first else folder / "weights"
+
+
+def _restore(
+    recipe: Recipe, packed: Packed, folder: Path, ranks: Ranks, deadline: float, fresh: bool, teller: Listener | None
+) -> Path | None:
+    """What follows the stages: the model's file, or None where the deadline came first."""
+    with _signals() as stopped:
+        try:
+            return train_restoring(
+                recipe,
+                packed,
+                folder,
+                device=str(ranks.device),
+                fresh=fresh,
+                stop=lambda: bool(stopped) or time.monotonic() > deadline,
+                listener=teller,
+            )
+        except Unfinished as unfinished:
+            if stopped:
+                raise KeyboardInterrupt from unfinished
+            return None
 
 
 def stage_loss(
     task: Task, network: nn.Module, images: Tensor, mask: Tensor, ranks: Ranks
 ) -> tuple[Tensor, dict[str, Tensor], list[GateUse], Tensor]:
-    """The stage's loss on normalised images (B, 1, H, W) with masks (B, P): eq. 4, 10 or 16.
+    """The stage's loss on normalised images (B, 1, H, W) with masks (B, P): eq. 4, 10 or 16, and kinship if asked for.
 
     Returns the weighted sum, its terms, the gates' use, and the prediction (B, P, pixels of a patch).
     """
     model = task.model
     target = model.targets(images)
-    prediction, gates = network(images, mask)
+    prediction, gates, mean_token = network(images, mask)
     terms = {"mae": losses.masked_l1(prediction, target, mask)}
     if task.teacher is not None:
         with torch.no_grad():
@@ -158,6 +181,8 @@ def stage_loss(
         pixels = losses.pixel_mask(mask, patch, grid)
         terms["fft"] = losses.fft_amplitude(losses.error_spectrum(drawn, true, pixels), drawn.shape[-1])
         terms["psd"] = losses.psd_difference(drawn, true, pixels, log1p=task.settings.psd_log)
+    if task.settings.kinship:
+        terms["kinship"] = losses.kinship(mean_token)
     total = torch.stack([task.weights[name] * value for name, value in terms.items()]).sum()
     return total, terms, gates, prediction
 
@@ -497,6 +522,7 @@ def _samples(recipe: Recipe, settings: StagePart, packed: Packed, model: MaskedA
         mask_ratio=settings.mask_ratio,
         seed=recipe.data.seed,
         phantoms=phantoms,
+        pairs=settings.kinship is not None,
     )
     validation = Samples(
         packed.pixels(VALIDATION),
@@ -507,6 +533,7 @@ def _samples(recipe: Recipe, settings: StagePart, packed: Packed, model: MaskedA
         mask_ratio=settings.mask_ratio,
         seed=VALIDATION_SEED,
         stream=VALIDATION_STREAM,
+        pairs=settings.kinship is not None,
     )
     return train, validation
 
@@ -515,6 +542,7 @@ def _build(stage: int, recipe: Recipe, packed: Packed, folder: Path, ranks: Rank
     """Stage 1: a drawn model. Stage 2: experts grown from stage 1, gates alone trained. Stage 3: all of stage 2's."""
     settings, seed = recipe.stage(stage), recipe.data.seed
     weights = dict(zip(TERMS, (1.0, settings.distillation, settings.balance, settings.fft, settings.psd), strict=True))
+    weights["kinship"] = settings.kinship or 0.0
     architecture = recipe.architecture(*statistics(packed.pixels(TRAIN)))
     if stage == 1:
         model = MaskedAutoencoder(architecture, seed)

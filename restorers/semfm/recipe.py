@@ -1,4 +1,4 @@
-"""The settings of pretraining: a TOML file with the sections model, data, experts, report and one a stage."""
+"""The settings of pretraining: a TOML file with the sections model, data, experts, report, one a stage, restoring."""
 
 import tomllib
 from dataclasses import asdict, fields
@@ -84,12 +84,33 @@ class StagePart(_Part):
     fft: float = Field(default=0.1, ge=0, description="weight of eq. 12; stage 3")
     psd: float = Field(default=0.1, ge=0, description="weight of eq. 14; stage 3")
     psd_log: bool = Field(default=True, description="log1p of the spectra inside eq. 14's difference")
+    kinship: float | None = Field(
+        default=None, gt=0, description="weight of losses.kinship; samples are then pairs of crops of one image"
+    )
 
     @model_validator(mode="after")
     def _length(self) -> "StagePart":
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.kinship and self.batch % 2:
+            raise ValueError("kinship is told between pairs: give an even batch")
         return self
+
+
+class RestoringPart(_Part):
+    """What follows the stages: encoder, decoder and pixel path learn to restore the images of pretraining."""
+
+    encoder: Literal["pretrained", "random", "none"] = Field(
+        default="pretrained", description="where the encoder comes from; random and none: to compare with"
+    )
+    encoder_rate: float = Field(default=0.3, ge=0, le=1, description="its share of the learning rate; 0: frozen")
+    kept: float = Field(default=1.0, ge=0, description="weight of the mean token's turn away from what it was")
+    steps: int = Field(ge=1)
+    batch: int = Field(default=4, ge=1, description="patches of a step")
+    learning_rate: float = Field(default=1e-3, gt=0, description="the highest; a cosine leads to 1 % of it")
+    width: int = Field(default=24, ge=8, multiple_of=8, description="channels of the pixel path at half resolution")
+    coarse_blocks: int = Field(default=3, ge=1, description="its residual blocks at an eighth of the resolution")
+    seed: int = Field(default=0, ge=0, description="seed of patches and first weights")
 
 
 class Recipe(_Part):
@@ -102,6 +123,16 @@ class Recipe(_Part):
     stage1: StagePart | None = None
     stage2: StagePart | None = None
     stage3: StagePart | None = None
+    restoring: RestoringPart | None = None
+
+    @model_validator(mode="after")
+    def _needed(self) -> "Recipe":
+        if self.restoring and self.restoring.encoder == "pretrained" and not self.stages:
+            raise ValueError("restoring trains a pretrained encoder on: give a stage, or another restoring.encoder")
+        odd = self.data.validation_samples % 2
+        if odd and any(self.stage(number).kinship for number in self.stages):
+            raise ValueError("kinship is told between pairs: give an even data.validation_samples")
+        return self
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -157,5 +188,6 @@ def load_recipe(config: Path) -> Recipe:
 
 def _near(location: tuple[int | str, ...]) -> str:
     parts: dict[str, type[BaseModel]] = {"data": DataPart, "experts": ExpertsPart, "report": ReportPart}
+    parts["restoring"] = RestoringPart
     part = parts.get(str(location[0]), StagePart) if len(location) > 1 else Recipe
     return suggestion(str(location[-1]), part.model_fields)

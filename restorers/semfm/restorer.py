@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from restorers.semfm.model import MaskedAutoencoder
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""Where the pretrained models lie: stage1.json and stage3.json, each with its shards."""
+"""Where the pretrained models lie: stage1.json, stage3.json and restoring.json, each with its shards."""
 
 CITATION = "arXiv 2604.05960, first foundation model for SEM images"
 
-EncoderName = Literal["random", "stage1", "stage3"]
+EncoderName = Literal["random", "stage1", "stage3", "restoring"]
 LossName = Literal["relative", "l1", "l1_tv"]
 DegradationName = Literal["none", "paper", "broad"]
 
@@ -230,33 +230,43 @@ class _Pretrained(_Windowed):
     _embedder: "MaskedAutoencoder | None" = None
 
     @classmethod
+    def weights_file(cls, settings: Any) -> Path | None:
+        """The JSON file of the pretrained model; None for one that saw no image."""
+        return None if settings.encoder == "random" else WEIGHTS / f"{settings.encoder}.json"
+
+    @classmethod
     def needs(cls, settings: Any) -> list[Need]:
-        if settings.encoder == "random" or _weights(settings).is_file():
+        path = cls.weights_file(settings)
+        if path is None or path.is_file():
             return []
-        stage = settings.encoder.removeprefix("stage")
-        mend = f"train it with `sembench train semfm --stage {stage}`, or give --set encoder=random"
-        return [Need(f"semfm weights {settings.encoder}", f"{_weights(settings)} is not there", mend)]
+        recipe = "restoring" if settings.encoder == "restoring" else "shipped"
+        mend = f"train it with `sembench train semfm --recipe {recipe}`, or give --set encoder=random"
+        return [Need(f"semfm weights {settings.encoder}", f"{path} is not there", mend)]
 
     @classmethod
     def weights_digest(cls, settings: Any) -> str:
-        if settings.encoder == "random":
-            return ""
-        return hashlib.sha256(_weights(settings).read_bytes()).hexdigest()
+        path = cls.weights_file(settings)
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
     @classmethod
     def pretrain(cls, **request: Any) -> Path:
-        """Run one stage of pretraining; arguments as restorers.semfm.pretraining.pretrain has them."""
+        """Run a recipe of pretraining; arguments as restorers.semfm.pretraining.pretrain has them."""
         from restorers.semfm.pretraining import pretrain
 
         return pretrain(**request)
 
     def _model(self) -> "MaskedAutoencoder":
+        return self._loaded()[0]
+
+    def _loaded(self) -> "tuple[MaskedAutoencoder, dict[str, Any]]":
+        """The pretrained model, and what its file tells beside it."""
         from restorers.semfm.model import CONFIGS, MaskedAutoencoder
         from restorers.semfm.storage import load_model
 
-        if self.settings.encoder == "random":
-            return MaskedAutoencoder(CONFIGS[self.settings.config], getattr(self.settings, "seed", 0))
-        return load_model(_weights(self.settings))[0].float()
+        path = self.weights_file(self.settings)
+        if path is None:
+            return MaskedAutoencoder(CONFIGS[self.settings.config], getattr(self.settings, "seed", 0)), {}
+        return load_model(path)
 
     def embed(self, image: Image, /) -> NDArray[np.float32]:
         """The mean of the encoder's patch tokens, float32 (dim,), of length 1; sides are reflected to whole patches."""
@@ -272,10 +282,6 @@ class _Pretrained(_Windowed):
             gray = torch.from_numpy(grown)[None, None].to(self.device)
             tokens = model.encode(model.normalise(gray))[0, model.prefix :].float().mean(0)
             return (tokens / tokens.norm().clamp_min(1e-12)).cpu().numpy()
-
-
-def _weights(settings: Any) -> Path:
-    return WEIGHTS / f"{settings.encoder}.json"
 
 
 class Semfm(_Pretrained, _Adapted):
@@ -301,15 +307,27 @@ class Semfm(_Pretrained, _Adapted):
         from restorers.fitting import seeded
         from restorers.semfm import adaptation
 
-        model = self._model()
+        model, told = self._loaded()
         with seeded(self.settings.seed):
             if self.settings.decoder == "plain":
                 return adaptation.PlainNetwork(model)
             if self.settings.decoder == "linear":
                 return adaptation.LinearNetwork(model)
-            blocks = (1, 1, self.settings.coarse_blocks)
-            sizes = (self.settings.width, blocks)
-            return adaptation.TokenPathNetwork(model, *sizes, physics=self.physics, rectified=self._rectified)
+            brought = told.get("path", {})
+            rectified = brought.get("rectified", self._rectified)
+            sizes = (self.settings.width, (1, 1, self.settings.coarse_blocks))
+            network = adaptation.TokenPathNetwork(model, *sizes, physics=self.physics, rectified=rectified)
+        self._begin(network.path, brought)
+        return network
+
+    def _begin(self, path: "nn.Module", brought: dict[str, Any]) -> None:
+        """Let the pixel path begin as the pretrained model brings it, where that one is of its sizes."""
+        from restorers.semfm.storage import load_part
+
+        file = self.weights_file(self.settings)
+        same = all(brought.get(name) == getattr(self.settings, name) for name in ("width", "coarse_blocks"))
+        if file and same and self.physics:
+            path.load_state_dict(load_part(file, brought))
 
 
 class SemfmL1Tv(Semfm):

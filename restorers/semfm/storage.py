@@ -39,6 +39,34 @@ def save_model(
         raise WriteError(f"{path}: cannot be written ({error.strerror}): free space, or name another folder") from error
 
 
+def save_part(path: Path, part: str, state: dict[str, Tensor]) -> dict[str, Any]:
+    """Write tensors that belong to a model, in float16, beside its `path`; what its `extra` is to say of them.
+
+    The file is NAME-PART-DIGEST.safetensors; earlier ones of that part go. Raises WriteError.
+    """
+    content = serialise({name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"{path.stem}-{part}-{digest[:12]}.safetensors"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path.parent / name, content)
+    except OSError as error:
+        raise WriteError(f"{path}: cannot be written ({error.strerror}): free space, or name another folder") from error
+    for old in path.parent.glob(f"{path.stem}-{part}-{'[0-9a-f]' * 12}.safetensors"):
+        if old.name != name:
+            old.unlink()
+    return {"file": name, "bytes": len(content), "sha256": digest}
+
+
+def load_part(path: Path, described: dict[str, Any]) -> dict[str, Tensor]:
+    """Tensors that `save_part` wrote beside the model of `path`, as float32; InputError as load_model's."""
+    try:
+        told = str(described["file"]), int(described["bytes"]), str(described["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: does not describe its part as save_part does ({error}): fetch it again") from error
+    return {name: value.float() for name, value in _read_shard(path, *told).items()}
+
+
 def _shards(state: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     """The state in order, cut into shards below the limit."""
     shards: list[dict[str, Tensor]] = [{}]
