@@ -34,6 +34,12 @@ VALIDATIONS = 20
 AVERAGING = 10
 """After n steps the running average of the weights forgets at the rate 9 / (n + 10): it spans a ninth of the fit."""
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Where between first and trained weights an anchored fit may end.
+
+Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models.
+"""
+
 WARMUP = 0.02
 """Share of the budget over which the learning rate rises from 0."""
 
@@ -76,6 +82,7 @@ def fit(
     workers: int | None = None,
     rates: Mapping[str, float] = MappingProxyType({}),
     stop: Callable[[], bool] | None = None,
+    anchored: bool = False,
 ) -> Fitted:
     """Train the parameters of `network` that require gradients, by AdamW under bfloat16 autocast where it is native.
 
@@ -86,6 +93,8 @@ def fit(
     untouched; within a step it is seeded by (training.seed, step). Gradients are clipped at norm 1. What is validated
     and kept is a running average of the weights, which on restoration is ahead of the weights themselves.
     rates: share of the learning rate of the parameters whose names begin so; 1 for all others.
+    anchored: of the states between the first weights and the best trained ones (SHARES), validation chooses; for first
+    weights that know more than the training images tell.
     With training.start, training begins from its state, at its share of the learning rate.
     With training.folder, a checkpoint and the curve are kept there, and a fit that was killed resumes.
     Raises CheckError where the loss is not finite; the last checkpoint stays. Raises Unfinished, after a checkpoint,
@@ -104,6 +113,7 @@ def fit(
     plan += [learning_rate, weight_decay, schedule, [list(p.shape) for p in trained]]
     plan += [training.start.sha256] if training.start else []
     plan += [dict(rates)] if rates else []
+    first = trained_state(network) if anchored else {}
     run = _Run(network, optimiser, training, hashlib.sha256(json.dumps(plan).encode()).hexdigest())
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -135,6 +145,8 @@ def fit(
             if stop and stop() and not run.done():
                 run.pause()
         report = run.report()
+        if anchored:
+            report["share"], run.best = _between(first, run.best, network, judge)
         state = {name: _rounded(name, value) for name, value in run.best.items()}
         load(network, state)
         report |= {"validation": judge(network)["validation"], "multiply_adds_per_px": judge.multiply_adds(network)}
@@ -151,6 +163,20 @@ def _groups(network: "nn.Module", rates: Mapping[str, float]) -> list[dict[str, 
             share = next((share for prefix, share in rates.items() if name.startswith(prefix)), 1.0)
             groups.setdefault(share, []).append(parameter)
     return [{"params": parameters, "share": share} for share, parameters in groups.items()]
+
+
+def _between(
+    first: "dict[str, Tensor]", best: "dict[str, Tensor]", network: "nn.Module", judge: "_Judge"
+) -> "tuple[float, dict[str, Tensor]]":
+    """The share of the way from one state to the other at which validation is best, and the state there."""
+    found = math.inf, 1.0, best
+    for share in SHARES:
+        state = {k: v.lerp(best[k], share) if v.is_floating_point() else best[k] for k, v in first.items()}
+        load(network, state)
+        loss = judge(network)["validation"]
+        if loss < found[0]:
+            found = loss, share, state
+    return found[1:]
 
 
 @contextmanager

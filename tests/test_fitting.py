@@ -193,3 +193,47 @@ def test_a_fit_that_starts_from_a_state_goes_on_from_it() -> None:
     assert same(fitted(replace(data, start=Start(own, "b")))[0].state, first.state)
     with pytest.raises(InputError, match="does not fit the network"):
         fitted(replace(data, start=Start({"last.weight": torch.zeros(2)}, "c")))
+
+
+def test_an_anchored_fit_ends_where_validation_is_best_between_its_ends() -> None:
+    network = nn.Linear(1, 1, bias=False)
+
+    def judge(network: nn.Module) -> dict[str, float]:
+        return {"validation": (float(network.state_dict()["weight"]) - 0.6) ** 2}
+
+    first, best = {"weight": torch.tensor([[0.0]])}, {"weight": torch.tensor([[1.0]])}
+    share, state = fitting._between(first, best, network, judge)  # type: ignore[arg-type]
+    assert (share, float(state["weight"])) == (0.5, 0.5)
+
+
+def test_an_anchored_fit_is_never_worse_than_its_start() -> None:
+    data = training(steps=40)
+    good, _ = fitted(data)
+    spoilt = replace(data, start=Start(good.state, "a", 20.0))
+    kept, _ = fitted(spoilt, anchored=True)
+    assert kept.report["share"] in fitting.SHARES
+    assert kept.report["validation"] <= good.report["validation"] * (1 + 1e-3)
+    assert "share" not in good.report
+
+
+def test_a_fit_stops_when_asked_and_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    whole, _ = fitted(training())
+    slices = 0
+    while slices < 50:
+        slices += 1
+        try:
+            result, _ = fitted(training(folder=tmp_path), stop=lambda: True)
+            break
+        except fitting.Unfinished:
+            assert (tmp_path / fitting.CHECKPOINT).is_file()
+    assert slices == STEPS
+    assert same(result.state, whole.state)
+
+
+def test_rates_are_shares_of_the_learning_rate() -> None:
+    still, network = fitted(training(), rates={"last.weight": 0.0})
+    with fitting.seeded(0):
+        fresh = Net()
+    assert torch.equal(still.state["last.weight"], fresh.last.weight.half())
+    assert not torch.equal(still.state["last.bias"], fresh.last.bias.half())
+    assert network.last.weight.shape == fresh.last.weight.shape

@@ -219,9 +219,10 @@ def test_embeddings_are_unit_means_of_patch_tokens() -> None:
 def test_missing_weights_are_a_need_with_its_mend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(semfm, "WEIGHTS", tmp_path)
     settings = semfm.Semfm.Settings()
-    needs = semfm.Semfm.needs(settings)
-    assert len(needs) == 1
-    assert "sembench train semfm --stage 3" in str(needs[0])
+    (need,) = semfm.Semfm.needs(settings)
+    assert "sembench train semfm --recipe shipped" in str(need)
+    (need,) = semfm.Semfm.needs(semfm.Semfm.Settings(encoder="restoring"))
+    assert "sembench train semfm --recipe restoring" in str(need)
     assert not semfm.Semfm.needs(semfm.Semfm.Settings(encoder="random"))
     save_model(tmp_path / "stage3.json", MaskedAutoencoder(CONFIGS["tiny"], 5), {}, half=True)
     assert not semfm.Semfm.needs(settings)

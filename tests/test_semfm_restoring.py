@@ -12,6 +12,7 @@ from small import texture
 from restorers import fitting
 from restorers.semfm import restorer as semfm
 from restorers.semfm.adaptation import TokenPathNetwork
+from restorers.semfm.card import ship
 from restorers.semfm.model import MaskedAutoencoder, ModelConfig
 from restorers.semfm.pretraining import pretrain
 from restorers.semfm.restoring import EveryDegradation, RestoringNetwork
@@ -145,10 +146,10 @@ def test_the_mean_token_of_the_degraded_patch_is_held_to_that_of_the_clean_one_b
     network = RestoringNetwork(joined, before)
     clean, other = (torch.from_numpy(texture(32, 32, seed=n))[None, None] for n in (1, 2))
     batch = {"estimate": clean, "clean": clean, "level": torch.tensor(120.0), "contrast": torch.tensor(40.0)}
-    assert float(network(batch | {"degraded": clean})[1]) == pytest.approx(0, abs=1e-6)
+    assert network(batch | {"degraded": clean})[1].item() == pytest.approx(0, abs=1e-6)
     _, turned = network(batch | {"degraded": other})
     means = [before.encode(before.normalise(x))[:, 1:].mean(1) for x in (clean, other)]
-    assert float(turned) == pytest.approx(1 - float(torch.cosine_similarity(*means)), abs=1e-6)
+    assert turned.item() == pytest.approx(1 - float(torch.cosine_similarity(*means)), abs=1e-6)
     turned.backward()
     assert model.encoder.embed.weight.grad is not None
     assert before.encoder.embed.weight.grad is None
@@ -182,9 +183,26 @@ def test_adaptation_begins_where_restoring_ended(whole: Path, tmp_path: Path, mo
     assert all(torch.equal(value, kept[f"path.{name}"]) for name, value in network.path.state_dict().items())
     assert torch.equal(network.tokens.encoder.embed.weight, kept["encoder.embed.weight"])
     assert not any(p.requires_grad for p in network.tokens.parameters())
+    assert begun.anchored
+    assert not semfm.Semfm({"encoder": "restoring", "width": 8, "coarse_blocks": 1, "physics": False}).anchored
     other = semfm.Semfm({"encoder": "restoring", "width": 16, "coarse_blocks": 1})._new()
     assert not other.path.path.exit.weight.any()
     assert begun.embed(image).shape == (16,)
+
+
+def test_the_card_tells_of_all_that_was_trained(whole: Path, tmp_path: Path) -> None:
+    card = (whole / "weights" / "restoring.md").read_text(encoding="utf-8")
+    for text in ("## Restoring", "6 steps of 1 patches", "0.3 of that rate", "--recipe", "## Limits", "restoring.png"):
+        assert text in card
+    told = json.loads((whole / "weights" / "restoring.json").read_text())
+    for shard in [*told["shards"], told["extra"]["path"]]:
+        assert shard["sha256"][:16] in card
+        assert (whole / "weights" / shard["file"]).stat().st_size == shard["bytes"]
+    assert same(weights(whole / "weights" / "restoring.json"), weights(whole / "restoring" / "best.json"))
+    (tmp_path / "restoring").mkdir()
+    (tmp_path / "stage1").symlink_to(whole / "stage1")
+    with pytest.raises(InputError, match="restoring is not finished"):
+        ship(tmp_path, tmp_path / "weights")
 
 
 def test_a_part_that_was_changed_is_refused(tmp_path: Path) -> None:
@@ -204,16 +222,8 @@ def test_an_encoder_must_come_from_somewhere(images: Path, tmp_path: Path) -> No
     path = recipe(tmp_path)
     text = path.read_text()
     path.write_text(text[: text.index("[stage1]")] + text[text.index("[restoring]") :])
-    with pytest.raises(InputError, match="give a stage, or another restoring.encoder"):
+    with pytest.raises(InputError, match=r"give a stage, or another restoring\.encoder"):
         pretrain(config=path, data=str(images), out=tmp_path, threads=1, device="cpu")
     path.write_text(text.replace("validation_samples = 8", "validation_samples = 7"))
-    with pytest.raises(InputError, match="even data.validation_samples"):
+    with pytest.raises(InputError, match=r"even data\.validation_samples"):
         pretrain(config=path, data=str(images), out=tmp_path, threads=1, device="cpu")
-
-
-def test_rates_are_shares_of_the_learning_rate() -> None:
-    model = MaskedAutoencoder(SIZES)
-    groups = fitting._groups(model, {"encoder.": 0.25})
-    shares = {id(p): group["share"] for group in groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        assert shares[id(parameter)] == (0.25 if name.startswith("encoder.") else 1.0)

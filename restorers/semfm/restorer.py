@@ -120,6 +120,11 @@ class _Adapted(_Windowed):
 
     schedule: Literal["cosine", "constant"] = "cosine"
 
+    @property
+    def anchored(self) -> bool:
+        """Whether the first weights restore already, so that a fit may end between them and what it learned."""
+        return False
+
     def _new(self) -> "nn.Module":
         """The network as a fit begins with it."""
         raise NotImplementedError
@@ -159,6 +164,7 @@ class _Adapted(_Windowed):
             crops=self.crops,
             learning_rate=self.settings.learning_rate,
             schedule=self.schedule,
+            anchored=self.anchored,
         )
         self.state, self.report = fitted.state, fitted.report
 
@@ -313,21 +319,24 @@ class Semfm(_Pretrained, _Adapted):
                 return adaptation.PlainNetwork(model)
             if self.settings.decoder == "linear":
                 return adaptation.LinearNetwork(model)
-            brought = told.get("path", {})
-            rectified = brought.get("rectified", self._rectified)
+            rectified = told.get("path", {}).get("rectified", self._rectified)
             sizes = (self.settings.width, (1, 1, self.settings.coarse_blocks))
             network = adaptation.TokenPathNetwork(model, *sizes, physics=self.physics, rectified=rectified)
-        self._begin(network.path, brought)
+        if brought := self._brought(told):
+            network.path.load_state_dict(brought)
         return network
 
-    def _begin(self, path: "nn.Module", brought: dict[str, Any]) -> None:
-        """Let the pixel path begin as the pretrained model brings it, where that one is of its sizes."""
+    @property
+    def anchored(self) -> bool:
+        return bool(self._brought(self._loaded()[1]))
+
+    def _brought(self, told: dict[str, Any]) -> "dict[str, Tensor]":
+        """The pixel path that the pretrained model brings; empty where it brings none of these sizes."""
         from restorers.semfm.storage import load_part
 
-        file = self.weights_file(self.settings)
-        same = all(brought.get(name) == getattr(self.settings, name) for name in ("width", "coarse_blocks"))
-        if file and same and self.physics:
-            path.load_state_dict(load_part(file, brought))
+        described, file = told.get("path", {}), self.weights_file(self.settings)
+        same = all(described.get(name) == getattr(self.settings, name) for name in ("width", "coarse_blocks"))
+        return load_part(file, described) if file and same and self.physics else {}
 
 
 class SemfmL1Tv(Semfm):
