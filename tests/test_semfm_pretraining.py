@@ -454,7 +454,7 @@ class TestRecipe:
         assert "\n" not in str(caught.value)
 
     def test_missing_file_and_stage(self, tmp_path, images):
-        with pytest.raises(InputError, match="one of paper, shipped"):
+        with pytest.raises(InputError, match="one of paper, restoring, restoring-gpu, shipped"):
             run(tmp_path / "none.toml", images, tmp_path / "out")
         with pytest.raises(InputError, match=r"no section \[stage2\]"):
             run(config(tmp_path), images, tmp_path / "out", 2)

@@ -15,7 +15,9 @@ def train(
     method: Annotated[str, typer.Argument(metavar="METHOD", help="A restorer that can be pretrained: semfm.")],
     recipe: Annotated[
         Path,
-        typer.Option(help="TOML file of settings, or the name of a shipped one: shipped, paper."),
+        typer.Option(
+            help="TOML file of settings, or the name of a shipped one: shipped, restoring, restoring-gpu, paper."
+        ),
     ],
     stage: Annotated[
         Optional[int],  # noqa: UP045
