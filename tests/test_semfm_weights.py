@@ -10,19 +10,32 @@ import torch
 
 from restorers.semfm.card import CARD, WEIGHTS, ship
 from restorers.semfm.model import random_mask
-from restorers.semfm.storage import load_model
+from restorers.semfm.storage import load_model, load_part
 from sembench import micrograph
 from sembench.errors import InputError
 
 MEGABYTE = 1_000_000
 
 
-def test_shards_are_small_and_all_of_semfm_is_below_40_mb() -> None:
+def test_shards_are_small_and_each_set_of_weights_with_its_states_is_below_40_mb() -> None:
     package = WEIGHTS.parent
     shards = list(package.rglob("*.safetensors"))
     assert shards
     assert max(shard.stat().st_size for shard in shards) < 15 * MEGABYTE
-    assert sum(file.stat().st_size for file in package.rglob("*") if file.is_file()) < 40 * MEGABYTE
+    sizes = {file: file.stat().st_size for file in package.rglob("*") if file.is_file()}
+    restoring = sum(size for file, size in sizes.items() if file.name.startswith("restoring"))
+    assert 0 < restoring < 40 * MEGABYTE
+    assert sum(sizes.values()) - restoring < 40 * MEGABYTE
+
+
+def test_the_model_that_restores_loads_and_its_card_names_its_shards() -> None:
+    model, extra = load_model(WEIGHTS / "restoring.json")
+    assert extra["stage"] == "restoring"
+    assert load_part(WEIGHTS / "restoring.json", extra["path"])["path.exit.weight"].abs().max() > 0
+    card = (WEIGHTS / "restoring.md").read_text(encoding="utf-8")
+    assert f"{sum(p.numel() for p in model.parameters()):,}" in card
+    for shard in [*json.loads((WEIGHTS / "restoring.json").read_text())["shards"], extra["path"]]:
+        assert shard["sha256"][:16] in card
 
 
 @pytest.mark.parametrize("stage", [1, 3])
