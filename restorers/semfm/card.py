@@ -68,6 +68,11 @@ class Stage:
         return sum(n / float(line["images_per_second"]) for n, line in zip(done, self.log, strict=True)) / 60
 
     @property
+    def kinship(self) -> float:
+        """Weight of kinship in its loss."""
+        return float(self.facts["identity"].get(f"stage{self.number}.kinship") or 0.0)
+
+    @property
     def best(self) -> Sequence[float]:
         """Step, validation loss and validation L1 of the model that is kept."""
         return min(self.facts["validation"], key=lambda row: float(row[1]))
@@ -149,7 +154,7 @@ def _card(stages: list[Stage], shipped: list[int], out: Path) -> str:
     if stages[-1].experts:
         text += [*_experts(stages[-1]), ""]
     text += ["![validation curves and use of experts](curves.png)", ""]
-    text += ["## Remade by", "", "```", *_commands(stages[0]), "```", ""]
+    text += ["## Remade by", "", "```", *_commands(stages[0].facts["recipe"]), "```", ""]
     told = {"parameters": f"{parameters[f'stage{shipped[-1]}'] / 1e6:.1f} million", "device": _where(stages[0])}
     return "\n".join(text) + "\n" + LIMITS.format(minutes=sum(stage.minutes for stage in stages), **told)
 
@@ -162,7 +167,7 @@ def _restoring_card(stages: list[Stage], told: Restoring, out: Path) -> str:
     text += [f"![validation curves]({restoring.NAME}.png)", ""]
     worth = out / WORTH
     text += [worth.read_text(encoding="utf-8")] if worth.is_file() else []
-    text += ["## Remade by", "", "```", *_commands(stages[0]), "```", ""]
+    text += ["## Remade by", "", "```", *_commands(told.report["recipe"]), "```", ""]
     count = f"{parameters / 1e6:.1f} million"
     return "\n".join(text) + "\n" + RESTORING_LIMITS.format(parameters=count, minutes=minutes, device=_where(stages[0]))
 
@@ -256,7 +261,12 @@ def _training(stages: list[Stage]) -> list[str]:
         "distillation and balance (equation 10), that of stage 3 spectra too (equation 16), so losses of different "
         "stages are not comparable; their L1 is.",
     ]
-    return lines
+    return lines + [
+        f"Stage {stage.number} has kinship (weight {stage.kinship:g}) and was validated on pairs of crops: its L1 is "
+        "not comparable with that of stages without."
+        for stage in stages
+        if stage.kinship
+    ]
 
 
 def _experts(stage: Stage) -> list[str]:
@@ -271,9 +281,9 @@ def _experts(stage: Stage) -> list[str]:
     ]
 
 
-def _commands(stage: Stage) -> list[str]:
+def _commands(recipe: str) -> list[str]:
     return [
-        f"sembench train semfm --recipe {stage.facts['recipe']} --out RUN",
+        f"sembench train semfm --recipe {recipe} --out RUN",
         "python -m restorers.semfm.card RUN",
     ]
 
@@ -290,7 +300,8 @@ def _curves(stages: list[Stage], told: Restoring | None = None) -> bytes:
         rows = stage.facts["validation"]
         curve.plot([start + row[0] for row in rows], [row[2] for row in rows], ".-", color=colour, markersize=4)
         place = (4, -14) if stage.number == 2 else (4, 6)
-        curve.annotate(f"stage {stage.number}", (start + rows[0][0], rows[0][2]), xytext=place, color=colour,
+        label = f"stage {stage.number}{', on pairs' if stage.kinship else ''}"
+        curve.annotate(label, (start + rows[0][0], rows[0][2]), xytext=place, color=colour,
                        textcoords="offset points", fontsize=9)  # fmt: skip
         start += stage.facts["steps"]
     curve.margins(y=0.1)

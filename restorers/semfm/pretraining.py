@@ -129,14 +129,21 @@ def pretrain(
             if stage is not None or not finished:
                 return folder / f"stage{number}" / "best.json"
         if recipe.restoring:
-            trained = _restore(recipe, packed, folder, ranks, deadline, fresh, teller)
+            trained = _restore(recipe, packed, folder, ranks, deadline, fresh, teller, asked)
             if trained is None or recipe.restoring.encoder != "pretrained":
                 return trained or folder / RESTORING
         return ship(folder, folder / "weights") if ranks.first else folder / "weights"
 
 
 def _restore(
-    recipe: Recipe, packed: Packed, folder: Path, ranks: Ranks, deadline: float, fresh: bool, teller: Listener | None
+    recipe: Recipe,
+    packed: Packed,
+    folder: Path,
+    ranks: Ranks,
+    deadline: float,
+    fresh: bool,
+    teller: Listener | None,
+    asked: dict[str, Any],
 ) -> Path | None:
     """What follows the stages: the model's file, or None where the deadline came first."""
     with _signals() as stopped:
@@ -145,6 +152,7 @@ def _restore(
                 recipe,
                 packed,
                 folder,
+                told=asked,
                 device=str(ranks.device),
                 fresh=fresh,
                 stop=lambda: bool(stopped) or time.monotonic() > deadline,

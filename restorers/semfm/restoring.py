@@ -9,8 +9,8 @@ import copy
 import hashlib
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,7 @@ def train_restoring(
     packed: Packed,
     run: Path,
     *,
+    told: Mapping[str, Any] | None = None,
     device: str = "cpu",
     fresh: bool = False,
     stop: Callable[[], bool] | None = None,
@@ -94,7 +95,8 @@ def train_restoring(
     """Train what follows a recipe's stages, from the last one's best model in `run`; return RUN/restoring/best.json.
 
     best.json is the model, float16, and names the pixel path beside it; without an encoder it describes that alone.
-    The same call goes on where it stopped. fresh: forget what RUN/restoring holds; stop: asked after each step.
+    The same call goes on where it stopped. told: facts for the report, such as the recipe's name; fresh: forget what
+    RUN/restoring holds; stop: asked after each step.
     Raises Unfinished where it was stopped, InputError for a folder of other settings or a stage that lacks.
     """
     from restorers.fitting import CHECKPOINT, fit, seeded
@@ -136,7 +138,7 @@ def train_restoring(
         rates=rates,
         stop=stop,
     )
-    return _keep(folder, fitted, path, model, part)
+    return _keep(folder, replace(fitted, report={**fitted.report, **(told or {})}), path, model, part)
 
 
 def _start(recipe: Recipe, part: RestoringPart, packed: Packed, run: Path) -> tuple[MaskedAutoencoder | None, str]:
