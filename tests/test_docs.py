@@ -32,7 +32,7 @@ PAGES = [
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "examples").glob("*/README.md")),
     ROOT / "leaderboard" / "README.md",
-    ROOT / "restorers" / "semfm" / "weights" / "README.md",
+    *sorted((ROOT / "restorers" / "semfm" / "weights").glob("*.md")),
 ]
 OF_THE_EXAMPLE = {"sharpen", "small_defocus", "sembench-sharpen"}
 FENCE = re.compile(r"^```.*?^```[^\n]*$", re.DOTALL | re.MULTILINE)
