@@ -34,10 +34,11 @@ VALIDATIONS = 20
 AVERAGING = 10
 """After n steps the running average of the weights forgets at the rate 9 / (n + 10): it spans a ninth of the fit."""
 
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-"""Where between first and trained weights an anchored fit may end.
+ANCHOR = 0.5
+"""How far from its first weights to the best trained ones an anchored fit ends.
 
-Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models.
+Validation images as few as those of adaptation cannot choose it: their two like all of the way best, those of other
+groups none of it, and both lose least by half. Source: Wortsman et al. 2022, Robust fine-tuning of zero-shot models.
 """
 
 WARMUP = 0.02
@@ -93,8 +94,8 @@ def fit(
     untouched; within a step it is seeded by (training.seed, step). Gradients are clipped at norm 1. What is validated
     and kept is a running average of the weights, which on restoration is ahead of the weights themselves.
     rates: share of the learning rate of the parameters whose names begin so; 1 for all others.
-    anchored: of the states between the first weights and the best trained ones (SHARES), validation chooses; for first
-    weights that know more than the training images tell.
+    anchored: the fit ends half way (ANCHOR) between the first weights and the best trained ones; for first weights that
+    know more than the training images tell.
     With training.start, training begins from its state, at its share of the learning rate.
     With training.folder, a checkpoint and the curve are kept there, and a fit that was killed resumes.
     Raises CheckError where the loss is not finite; the last checkpoint stays. Raises Unfinished, after a checkpoint,
@@ -146,7 +147,7 @@ def fit(
                 run.pause()
         report = run.report()
         if anchored:
-            report["share"], run.best = _between(first, run.best, network, judge)
+            run.best = _between(first, run.best, ANCHOR)
         state = {name: _rounded(name, value) for name, value in run.best.items()}
         load(network, state)
         report |= {"validation": judge(network)["validation"], "multiply_adds_per_px": judge.multiply_adds(network)}
@@ -165,18 +166,9 @@ def _groups(network: "nn.Module", rates: Mapping[str, float]) -> list[dict[str, 
     return [{"params": parameters, "share": share} for share, parameters in groups.items()]
 
 
-def _between(
-    first: "dict[str, Tensor]", best: "dict[str, Tensor]", network: "nn.Module", judge: "_Judge"
-) -> "tuple[float, dict[str, Tensor]]":
-    """The share of the way from one state to the other at which validation is best, and the state there."""
-    found = math.inf, 1.0, best
-    for share in SHARES:
-        state = {k: v.lerp(best[k], share) if v.is_floating_point() else best[k] for k, v in first.items()}
-        load(network, state)
-        loss = judge(network)["validation"]
-        if loss < found[0]:
-            found = loss, share, state
-    return found[1:]
+def _between(first: "dict[str, Tensor]", last: "dict[str, Tensor]", share: float) -> "dict[str, Tensor]":
+    """The state at a share of the way from one to another; what is no floating-point number is the last one's."""
+    return {k: v.lerp(last[k], share) if v.is_floating_point() else last[k] for k, v in first.items()}
 
 
 @contextmanager

@@ -122,7 +122,7 @@ class _Adapted(_Windowed):
 
     @property
     def anchored(self) -> bool:
-        """Whether the first weights restore already, so that a fit may end between them and what it learned."""
+        """Whether the first weights restore already, so that a fit ends half way between them and what it learned."""
         return False
 
     def _new(self) -> "nn.Module":
