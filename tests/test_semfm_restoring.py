@@ -18,7 +18,7 @@ from restorers.semfm.pretraining import pretrain
 from restorers.semfm.restoring import EveryDegradation, RestoringNetwork
 from restorers.semfm.storage import load_model, load_part, save_part
 from sembench import restorer
-from sembench.errors import InputError
+from sembench.errors import InputError, WriteError
 from sembench.restorer import Budget, TrainingSet
 
 SIZES = ModelConfig(image_size=32, dim=16, depth=1, heads=2, decoder_dim=16, decoder_depth=1)
@@ -119,6 +119,19 @@ def test_a_second_call_trains_nothing_and_other_settings_are_refused(whole: Path
     assert (whole / "restoring" / "best.json").read_bytes() == content
     with pytest.raises(InputError, match=r"was made with steps = 6, not 7; give another --out, or --fresh"):
         train(whole, images, steps=7)
+
+
+def test_a_folder_that_cannot_be_used_is_told_in_one_line(whole: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "stage1").symlink_to(whole / "stage1")
+    (tmp_path / "restoring").mkdir()
+    (tmp_path / "restoring" / "settings.json").write_text("{", encoding="utf-8")
+    with pytest.raises(InputError, match=r"settings.json: cannot be read .*: --fresh starts over"):
+        train(tmp_path, images)
+    (tmp_path / "restoring" / "settings.json").unlink()
+    (tmp_path / "restoring").rmdir()
+    (tmp_path / "restoring").write_text("a file", encoding="utf-8")
+    with pytest.raises(WriteError, match="choose another --out"):
+        train(tmp_path, images)
 
 
 def test_stopped_at_any_step_it_ends_as_if_it_had_not_been(whole: Path, images: Path, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from restorers.semfm.packing import TRAIN, VALIDATION, Packed, statistics
 from restorers.semfm.recipe import Recipe, RestoringPart
 from restorers.semfm.spectral import patch_arrays_of_scans
 from restorers.semfm.storage import load_model, save_model, save_part
-from sembench.errors import InputError
+from sembench.errors import InputError, WriteError
 from sembench.micrograph import write_atomically
 from sembench.optics import DEGRADATIONS
 from sembench.restorer import Budget, Crops, FitProgress, Patch, TrainingSet
@@ -177,14 +177,20 @@ def _check(folder: Path, identity: dict[str, Any], fresh: bool) -> None:
     if fresh and folder.is_dir():
         shutil.rmtree(folder)
     if path.is_file():
-        known = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            known = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path}: cannot be read ({error}): --fresh starts over") from error
         for key in [*identity, *known]:
             if known.get(key) != identity.get(key):
                 raise InputError(
                     f"{folder}: was made with {key} = {known.get(key)!r}, not {identity.get(key)!r}; "
                     "give another --out, or --fresh to start over"
                 )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
     write_atomically(path, (json.dumps(identity, indent=1) + "\n").encode())
 
 
