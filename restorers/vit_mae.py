@@ -87,16 +87,16 @@ class VitMaeImagenet(Semfm):
     def weights_digest(cls, settings: Any) -> str:
         return "" if settings.encoder == "random" else SHA256
 
-    def _model(self) -> "MaskedAutoencoder":
+    def _loaded(self) -> "tuple[MaskedAutoencoder, dict[str, Any]]":
         from restorers.semfm.model import CONFIGS, MaskedAutoencoder
 
         if self.settings.encoder == "random":
-            return MaskedAutoencoder(CONFIGS[self.settings.config], self.settings.seed)
+            return MaskedAutoencoder(CONFIGS[self.settings.config], self.settings.seed), {}
         dataset = weights()
         path = locate(dataset, dataset.rows[0])
         if path is None:
             raise UnavailableError("weights of ViT-MAE are not here: `sembench data fetch vit_mae` gets them")
-        return load_checkpoint(path, CONFIGS["base"])
+        return load_checkpoint(path, CONFIGS["base"]), {}
 
 
 def load_checkpoint(path: Path, config: "ModelConfig") -> "MaskedAutoencoder":

@@ -204,7 +204,8 @@ def _files(out: Path, parameters: dict[str, int]) -> list[str]:
     ]
     for name, count in parameters.items():
         told = json.loads((out / f"{name}.json").read_text(encoding="utf-8"))
-        config, shards = told["config"], told["shards"] + [told["extra"][restoring.PATH]] * (name == restoring.NAME)
+        config, path = told["config"], told["extra"].get(restoring.PATH)
+        shards = [*told["shards"], *([path] if path else [])]
         size = sum(shard["bytes"] for shard in shards) / 1e6
         digests = ", ".join(shard["sha256"][:16] for shard in shards)
         sizes = f"{config['depth']} x {config['dim']}, {config['decoder_depth']} x {config['decoder_dim']}"
