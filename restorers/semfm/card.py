@@ -25,7 +25,7 @@ from sembench.micrograph import write_atomically
 WEIGHTS = Path(__file__).parent / "weights"
 CARD, CURVES = "README.md", "curves.png"
 WORTH = "restoring-worth.md"
-"""What the model is worth, measured by benchmarks/pretraining_worth.py; the card takes it in."""
+"""What the model is worth, as docs/pretraining.md measures it; the card takes it in."""
 
 LIMITS = """\
 ## Limits
