@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoders import cell
 from numpy.typing import NDArray
 
 from restorers.fitting import load
@@ -30,7 +31,7 @@ from sembench.errors import InputError, SembenchError
 from sembench.optics import DEGRADATIONS
 from sembench.registry import find_method
 from sembench.restorer import Budget, TrainingSet
-from sembench.statistics import Interval, mean_interval
+from sembench.statistics import mean_interval
 
 PATCHES = 6
 SEED = 77
@@ -90,13 +91,6 @@ def gains(network: Network, batch: Batch) -> NDArray[np.float64]:
     return -10 * np.log10(torch.cat(error).double().numpy())
 
 
-def cell(interval: Interval) -> str:
-    """Mean and limits."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.mean:+.3f}"
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-
 def table(files: dict[str, Path], against: str) -> str:
     """The table as Markdown; InputError where `against` is none of the names."""
     if against not in files:
@@ -111,9 +105,9 @@ def table(files: dict[str, Path], against: str) -> str:
         lines += ["|---" * (3 + len(order)) + "|"]
         for name, values in scores.items():
             other = scores.get(against)
-            apart = "" if other is None or name == against else cell(mean_interval(values - other, groups))
+            apart = "" if other is None or name == against else cell(mean_interval(values - other, groups), "+")
             own = [f"{values[np.array(groups) == group].mean():+.3f}" for group in order]
-            lines.append(f"| {name} | {cell(mean_interval(values, groups))} | {apart} | {' | '.join(own)} |")
+            lines.append(f"| {name} | {cell(mean_interval(values, groups), '+')} | {apart} | {' | '.join(own)} |")
         lines.append("")
     return "\n".join(lines)
 

@@ -50,6 +50,17 @@ def protocol_file(folder: Path, **told: Any) -> Path:
     return file
 
 
+SMALL_MODEL = """\
+image_size = 32
+dim = 16
+depth = 2
+heads = 2
+decoder_dim = 16
+decoder_depth = 1
+decoder_heads = 2"""
+"""Sizes of a masked autoencoder in a recipe, all but its patch."""
+
+
 def texture(height: int, width: int, seed: int = 0) -> Image:
     """Smooth blobs, (height, width) float32, mean 120, standard deviation 40, gray 0..255."""
     field = gaussian_filter(np.random.default_rng(seed).standard_normal((height, width)), 3)

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small import SMALL_MODEL
 
 import restorers.semfm.restorer
 from restorers.semfm.checkpoint import (
@@ -40,14 +41,8 @@ PLAIN = Augmentation(32, contrast_jitter=0.0, brightness_jitter=0.0)
 
 SMALL = """
 [model]
-image_size = 32
 patch = 8
-dim = 16
-depth = 2
-heads = 2
-decoder_dim = 16
-decoder_depth = 1
-decoder_heads = 2
+{small_model}
 [data]
 native_share = 0.5
 validation_samples = 8
@@ -99,7 +94,7 @@ def crash() -> None:
 def config(folder: Path, stage: int = 1, **given) -> Path:
     values = {"steps": 20, "batch": 4, "accumulate": 1, "rate": 3e-3, "checkpoint_every": 10, **given}
     path = folder / f"stage{stage}-{hashlib.sha256(repr(sorted(values.items())).encode()).hexdigest()[:6]}.toml"
-    path.write_text(SMALL.format(stage=stage, **values), encoding="utf-8")
+    path.write_text(SMALL.format(small_model=SMALL_MODEL, stage=stage, **values), encoding="utf-8")
     return path
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import texture
+from small import SMALL_MODEL, texture
 
 from restorers import fitting
 from restorers.semfm import restorer as semfm
@@ -25,14 +25,8 @@ SIZES = ModelConfig(image_size=32, dim=16, depth=1, heads=2, decoder_dim=16, dec
 
 RECIPE = """
 [model]
-image_size = 32
 patch = 16
-dim = 16
-depth = 2
-heads = 2
-decoder_dim = 16
-decoder_depth = 1
-decoder_heads = 2
+{small_model}
 [data]
 validation_samples = 8
 [report]
@@ -54,9 +48,10 @@ coarse_blocks = 1
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small():
+def small(tmp_path_factory: pytest.TempPathFactory):
     """One cache, one thread, and few validation patches."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEMBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(restorer, "VALIDATION_PATCHES", 1)
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -76,7 +71,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe(folder: Path, **given: object) -> Path:
     values = {"encoder": "pretrained", "encoder_rate": 0.3, "kept": 1.0, "steps": 6, **given}
     path = folder / "recipe.toml"
-    path.write_text(RECIPE.format(**values), encoding="utf-8")
+    path.write_text(RECIPE.format(small_model=SMALL_MODEL, **values), encoding="utf-8")
     return path
 
 

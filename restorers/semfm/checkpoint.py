@@ -72,6 +72,16 @@ def read_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(step, parts, facts)
 
 
+def require_same(folder: Path, known: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse to go on with what was made by other settings; the InputError names the first that differs."""
+    for key in [*wanted, *known]:
+        if known.get(key) != wanted.get(key):
+            raise InputError(
+                f"{folder}: its checkpoint was made with {key} = {known.get(key)!r}, not "
+                f"{wanted.get(key)!r}; give another --out, or --fresh to start over"
+            )
+
+
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
     """State of an optimizer as {"<key>/<parameter name>": tensor}; `names` in the order of its parameters."""
     state = optimizer.state_dict()["state"]

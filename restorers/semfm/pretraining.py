@@ -28,6 +28,7 @@ from restorers.semfm.checkpoint import (
     Checkpoint,
     flatten_optimizer,
     read_checkpoint,
+    require_same,
     restore_optimizer,
     write_checkpoint,
 )
@@ -249,13 +250,7 @@ class _Run:
         self.ranks.barrier()
         if checkpoint is None:
             return
-        known = checkpoint.facts.get("identity", {})
-        for key in [*self.identity, *known]:
-            if known.get(key) != self.identity.get(key):
-                raise InputError(
-                    f"{self.folder}: its checkpoint was made with {key} = {known.get(key)!r}, not "
-                    f"{self.identity.get(key)!r}; give another --out, or --fresh to start over"
-                )
+        require_same(self.folder, checkpoint.facts.get("identity", {}), self.identity)
         try:
             self.task.model.load_state_dict(checkpoint.parts["model"])
             restore_optimizer(self.optimizer, self.names, checkpoint.parts["optimizer"])

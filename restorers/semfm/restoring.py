@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from restorers.semfm import adaptation
+from restorers.semfm.checkpoint import require_same
 from restorers.semfm.journal import Listener
 from restorers.semfm.model import MaskedAutoencoder
 from restorers.semfm.packing import TRAIN, VALIDATION, Packed, statistics
@@ -181,12 +182,7 @@ def _check(folder: Path, identity: dict[str, Any], fresh: bool) -> None:
             known = dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path}: cannot be read ({error}): --fresh starts over") from error
-        for key in [*identity, *known]:
-            if known.get(key) != identity.get(key):
-                raise InputError(
-                    f"{folder}: was made with {key} = {known.get(key)!r}, not {identity.get(key)!r}; "
-                    "give another --out, or --fresh to start over"
-                )
+        require_same(folder, known, identity)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

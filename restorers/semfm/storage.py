@@ -44,18 +44,13 @@ def save_part(path: Path, part: str, state: dict[str, Tensor]) -> dict[str, Any]
 
     The file is NAME-PART-DIGEST.safetensors; earlier ones of that part go. Raises WriteError.
     """
-    content = serialise({name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"{path.stem}-{part}-{digest[:12]}.safetensors"
+    half = {name: value.detach().to("cpu", torch.float16).contiguous() for name, value in state.items()}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path.parent / name, content)
+        described = _write_shard(path.parent, f"{path.stem}-{part}", half)
+        _remove_earlier(path.parent, f"{path.stem}-{part}", [described])
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror}): free space, or name another folder") from error
-    for old in path.parent.glob(f"{path.stem}-{part}-{'[0-9a-f]' * 12}.safetensors"):
-        if old.name != name:
-            old.unlink()
-    return {"file": name, "bytes": len(content), "sha256": digest}
+    return described
 
 
 def load_part(path: Path, described: dict[str, Any]) -> dict[str, Tensor]:
@@ -82,17 +77,24 @@ def _shards(state: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
 
 
 def _write(path: Path, shards: list[dict[str, Tensor]], description: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    listed = []
-    for shard in shards:
-        content = serialise(shard)
-        digest = hashlib.sha256(content).hexdigest()
-        name = f"{path.stem}-{digest[:12]}.safetensors"
-        _replace(path.parent / name, content)
-        listed.append({"file": name, "bytes": len(content), "sha256": digest})
+    listed = [_write_shard(path.parent, path.stem, shard) for shard in shards]
     text = json.dumps({"format": _FORMAT, **description, "shards": listed}, indent=1, sort_keys=True)
     _replace(path, (text + "\n").encode())
-    for old in path.parent.glob(f"{path.stem}-{'[0-9a-f]' * 12}.safetensors"):
+    _remove_earlier(path.parent, path.stem, listed)
+
+
+def _write_shard(folder: Path, stem: str, shard: dict[str, Tensor]) -> dict[str, Any]:
+    """Write tensors as STEM-DIGEST.safetensors; their file, size and digest."""
+    content = serialise(shard)
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"{stem}-{digest[:12]}.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / name, content)
+    return {"file": name, "bytes": len(content), "sha256": digest}
+
+
+def _remove_earlier(folder: Path, stem: str, listed: list[dict[str, Any]]) -> None:
+    for old in folder.glob(f"{stem}-{'[0-9a-f]' * 12}.safetensors"):
         if old.name not in {shard["file"] for shard in listed}:
             old.unlink()
 
